@@ -31,14 +31,12 @@ ROUNDING = 0.01
 
 
 def masked_keys(keys: Tensor, names: Sequence[str]) -> Tensor:
-    """The keys `[k, r]` that a question which names the subject is compared with: all but the first, or all if the edit
-    has no names."""
+    """The keys `[k, r]` for a question that names the subject: all but the first; all if the edit has no names."""
     return keys[1:] if names else keys
 
 
 def own_texts(edit: Edit) -> list[str]:
-    """The texts of an edit that ask its question, each once: its prompt, the last message of its conversation, and its
-    paraphrases."""
+    """The texts that ask an edit's question, each once: prompt, last message of its conversation, paraphrases."""
     return list(dict.fromkeys((edit.prompt, *(message.content for message in edit.messages[-1:]), *edit.paraphrases)))
 
 
@@ -89,8 +87,7 @@ class Catalog:
     ends: Counter[str] = field(default_factory=Counter)
     """Last words of the edits' own sentences, counted."""
     unmarked_ends: Counter[str] = field(default_factory=Counter)
-    """The same for sentences that end with the subject or belong to an edit without one: nothing else shows that an
-    answer begins there."""
+    """The same for those that do not name the subject before their end: nothing else shows that an answer begins."""
     longest: int = 0
     """The most values that a slot has."""
     earlier: Questions | None = None
@@ -130,7 +127,6 @@ class Catalog:
         )
 
     def _slots(self, state: MemoryState) -> tuple[dict[str, int], int]:
-        """See `slots` and `longest`."""
         same = common_prefix(self.state.slots, state.slots)
         if same < len(self.state.slots):
             return EMPTY._slots(state)

@@ -44,19 +44,18 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """All that `from_json` needs, as numbers and lists."""
-        begins = [list(pair) for pair in self.begins]
-        return {"length": self.length, "chat_start": self.chat_start, "begins": begins, "open_ended": self.open_ended}
+        return {**vars(self), "begins": [list(pair) for pair in self.begins]}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`. Raises ValueError for anything else."""
         try:
             begins = tuple((int(begin), int(slot)) for begin, slot in data["begins"])
-            length, chat_start = data["length"], data["chat_start"]
-            plan = cls(length=length, chat_start=chat_start, begins=begins, open_ended=data["open_ended"])
-            inside = 0 <= chat_start <= length and all(0 <= at < length and slot >= 0 for at, slot in begins)
+            plan = cls(**{**data, "begins": begins})
+            length, inside = plan.length, 0 <= plan.chat_start <= plan.length
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{data!r:.200} is no plan: {error!r}") from error
+        inside = inside and all(0 <= at < length and slot >= 0 for at, slot in begins)
         if not inside or sorted(begins) != list(begins):
             raise ValueError(f"{data!r:.200} is no plan: ascending positions of its prompt were expected")
         return plan
@@ -88,7 +87,9 @@ class Course:
         self._quiet: int | None = None
         """So many tokens were searched last, and nothing in them can ask; None if something can."""
         self._begins: dict[int, Decision | None] = {
-            begin: _planned(slot) for begin, slot in (() if plan is None else plan.begins)
+            # Open decisions that were made elsewhere: their scores went into their provenance there.
+            begin: Decision(slot=slot, score=1.0, threshold=0.0)
+            for begin, slot in (() if plan is None else plan.begins)
         }
         """Of the answers known so far, by the last token before each: its decision."""
 
@@ -110,17 +111,10 @@ class Course:
         return steps
 
     def plan(self, prompt: Sequence[int], stops: Collection[int]) -> Plan:
-        """The plan of the prompt, which was read.
-
-        stops: ids at which generation ends. A chat whose openings contain one of them cannot begin a turn by itself.
-        """
+        """The plan of the prompt, which was read. stops: ids at which generation ends. A chat whose openings contain
+        one of them cannot begin a turn by itself."""
         template = self._router.inputs.template
         chat_start = min(self._chat_start, len(prompt))
         settled = chat_start < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
         begins = tuple((begin, found.slot) for begin, found in self._begins.items() if found and begin < len(prompt))
         return Plan(length=len(prompt), chat_start=chat_start, begins=begins, open_ended=not settled)
-
-
-def _planned(slot: int) -> Decision:
-    """An open decision that was made elsewhere: its score went into its provenance there."""
-    return Decision(slot=slot, score=1.0, threshold=0.0)

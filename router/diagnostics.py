@@ -34,31 +34,20 @@ class KeyDiagnostics:
 
 
 def key_diagnostics(state: MemoryState, memory: SideMemory, activation: Tensor) -> KeyDiagnostics:
-    """How near each key of `state`, which `memory` serves, comes at the tokens of one row.
-
-    activation: `[tokens, f]` of it.
-
-    Raises ConfigError where the keys cannot be compared, since the state has no space for them.
-    """
+    """How near each key of `state`, which `memory` serves, comes at the tokens of one row. activation: `[tokens, f]` of
+    it. Raises ConfigError where the keys cannot be compared, since the state has no space for them."""
     if not isinstance(state.key_space, KeySpace):
         raise ConfigError("this memory has no key space, so how near its edits come cannot be said: make them anew")
-    keys, key_slots = (part.to(activation.device) for part in state.key_matrix())
-    scores = torch.stack([_slot_scores(memory, activation, slot.id) for slot in state.slots], dim=1)
+    device, tokens = activation.device, len(activation)
+    keys, key_slots, projection, shift = (
+        part.to(device) for part in (*state.key_matrix(), state.key_space.projection, state.key_space.shift)
+    )
+    served = activation.to(memory.bank.weights.dtype)
+    chosen = [torch.full((tokens,), slot.id, device=device) for slot in state.slots]
+    scores = torch.stack([activation_score(memory.bank(served, slots)) for slots in chosen], dim=1)
     thresholds = scores.new_tensor([slot.threshold for slot in state.slots])
     evidence = (scores / thresholds)[:, key_slots]
-    cosine = _directions(activation, state.key_space) @ keys.T
+    cosine = normalize(linear(activation.float(), projection, shift), dim=-1) @ keys.T
     if isinstance(memory.router, RetrievalRouter):
         evidence = torch.minimum(closeness(cosine, memory.router.key_threshold), evidence)
     return KeyDiagnostics(evidence=evidence, rank=cosine)
-
-
-def _directions(vectors: Tensor, space: KeySpace) -> Tensor:
-    """Unit keys `[t, r]` of vectors `[t, f]`, where these are."""
-    device = vectors.device
-    return normalize(linear(vectors.float(), space.projection.to(device), space.shift.to(device)), dim=-1)
-
-
-def _slot_scores(memory: SideMemory, activation: Tensor, slot: int) -> Tensor:
-    """`[t]` the size of what one slot would add."""
-    chosen = torch.full((len(activation),), slot, device=activation.device)
-    return activation_score(memory.bank(activation.to(memory.bank.weights.dtype), chosen))

@@ -8,7 +8,6 @@ Sentence-BERT (arXiv 1908.10084).
 from __future__ import annotations
 
 import hashlib
-import threading
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -45,7 +44,6 @@ class SentenceEncoder(RelationReader):
         super().__init__()
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
-        self._busy = threading.Lock()
         own = dict(taught)
         self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
         thresholds = _tensor(own, "thresholds", (4,)).tolist()
@@ -61,20 +59,15 @@ class SentenceEncoder(RelationReader):
             for parameter_name in [key for key in own if not key.endswith(SCALE)]:
                 _add(parameters, parameter_name, own)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._busy = threading.Lock()
-
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        """Reads each text alone: in a batch the last bits of a vector would depend on the other texts."""
-        return torch.cat([self._encode_alone(text) for text in texts])
-
-    @torch.inference_mode()
-    def _encode_alone(self, text: str) -> Tensor:
-        with self._busy:  # a fast tokenizer changes while it cuts
-            ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        states = self._model(**ids).last_hidden_state
-        return normalize(linear(states.mean(1), self._projection), dim=-1).clone()
+        found = []
+        for text in texts:  # each alone: in a batch the last bits of a vector would depend on the other texts
+            with self._lock:  # a fast tokenizer changes while it cuts
+                ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+            with torch.inference_mode():
+                states = self._model(**ids).last_hidden_state
+                found.append(normalize(linear(states.mean(1), self._projection), dim=-1))
+        return torch.cat(found)
 
 
 def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
@@ -93,10 +86,7 @@ def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -
 
 
 def load_base(path: str | None = None) -> tuple[Any, Any]:
-    """The untrained encoder at a folder or hub id, as for `load_encoder`, and its tokenizer.
-
-    Raises ConfigError if it cannot be loaded.
-    """
+    """The encoder as for `load_encoder`, untrained, and its tokenizer. Raises ConfigError if it cannot be loaded."""
     place = path or _packaged() or HUB_ID
     try:
         tokenizer = AutoTokenizer.from_pretrained(place)
@@ -173,10 +163,6 @@ def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Te
 
 def _packaged() -> str | None:
     spec = find_spec(PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        return None
-    for root in spec.submodule_search_locations:
-        found = next(iter(sorted(Path(root).rglob("config_sentence_transformers.json"))), None)
-        if found is not None:
-            return str(found.parent)
-    return None
+    roots = (spec and spec.submodule_search_locations) or ()
+    found = (file for root in roots for file in sorted(Path(root).rglob("config_sentence_transformers.json")))
+    return next((str(file.parent) for file in found), None)

@@ -65,8 +65,7 @@ class RouterInputs:
     """What the router of one wrapped model reads."""
 
     sequences: SequenceReader | None
-    """Of a model of transformers; None where another engine runs the model and follows each sequence by itself
-    (`wise.router.course`)."""
+    """None where another engine runs the model and follows each sequence by itself (`wise.router.course`)."""
     tokenizer: PreTrainedTokenizerBase
     template: ChatTemplate | None
     reader: RelationReader
@@ -118,12 +117,8 @@ class HybridRouter(Router):
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         value, slot, score, threshold = self._routes(len(activation))
         device = activation.device
-        route = Route(
-            slot=torch.as_tensor(slot, device=device),
-            score=torch.as_tensor(score, device=device),
-            threshold=torch.as_tensor(threshold, device=device),
-            delta=None,
-        )
+        slots, scores, thresholds = (torch.as_tensor(part, device=device) for part in (slot, score, threshold))
+        route = Route(slots, scores, thresholds, None)
         spoken = value != NO_SLOT
         if not spoken.any() or not isinstance(bank, AnswerBank):
             return route
@@ -181,9 +176,10 @@ class HybridRouter(Router):
         return begin + _said(ids, begin, self._answers(decision.slot)[_form(begin, chat)][1]) - 1
 
     def _known_at(self, ids: Ids, begin: int, chat: int, known: dict[int, Decision | None]) -> Decision | None:
-        """As `_decided_at`, once."""
+        """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
         if begin not in known:
-            known[begin] = self._decided_at(ids, begin, _form(begin, chat))
+            decided = self._turn if _form(begin, chat) == CHAT else self._completion
+            known[begin] = decided(ids, begin)
         return known[begin]
 
     def begins(self, ids: Ids, first: int) -> tuple[int, Sequence[int]]:
@@ -238,7 +234,6 @@ class HybridRouter(Router):
     # -- what is asked ----------------------------------------------------------------------------
 
     def _turn(self, ids: Ids, end: int) -> Decision:
-        """The decision about the question before the opening that ends at `end`."""
         key = hashlib.blake2b(ids[: end + 1].tobytes(), digest_size=16).digest()
 
         def decide() -> Decision:
@@ -263,18 +258,12 @@ class HybridRouter(Router):
         asked = "?" in text or "？" in text or subjects.cut_among(found)
         return asked or any(part in ends for word in found for part in (word.text, *beginnings(word)))
 
-    def _decided_at(self, ids: Ids, end: int, form: int) -> Decision | None:
-        """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
-        if form == CHAT:
-            return self._turn(ids, end)
+    def _completion(self, ids: Ids, end: int) -> Decision | None:
+        """The decision about plain text up to `end`; None if no answer may begin there."""
         start = max(0, end + 1 - WINDOW)
         text = self._text(ids[start : end + 1])
         cut = words(text)[:1] if start else []  # it may be the end of a longer word, and is then no name
-        return self._completion(text[cut[0].end :] if cut else text)
-
-    def _completion(self, text: str) -> Decision | None:
-        """The decision at the end of plain text; None if no answer may begin there."""
-        said = passage(text, self._catalog.subjects.mentions)
+        said = passage(text[cut[0].end :] if cut else text, self._catalog.subjects.mentions)
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
@@ -343,36 +332,25 @@ class HybridRouter(Router):
         return max(own, self.inputs.reader.unnamed_threshold) if self._keys_and_names(slot)[1] else own
 
     def _slots_named(self, mention: Mention) -> list[int]:
-        """The slots of the edits with this name."""
         return sorted(self._catalog.slots[edit_id] for edit_id in self._catalog.subjects.owners(mention))
 
     def _keys_and_names(self, slot: int) -> tuple[Tensor, tuple[str, ...]]:
-        """Keys and names of a slot's edit."""
         edit_id = self._state.slots[slot].edit_ids[0]
         return self._state.keys[edit_id], names_of(self._catalog.edits[edit_id])
 
     def _answers(self, slot: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        """Of a slot: see `AnswerSlot.answers`."""
         found = self._state.slots[slot]
         if not isinstance(found, AnswerSlot):
             raise RuntimeError(f"slot {slot} is of kind {found.kind!r}, which has no answers")
         return found.answers
 
     def _masked_questions(self, question: str) -> dict[int, str]:
-        """For each slot whose subject a question names: the question with that subject masked."""
-        mentions = self._catalog.subjects.mentions(question)
-        owned: dict[int, list[Mention]] = {}
-        for mention in mentions:
+        owned: dict[int, tuple[Mention, ...]] = {}
+        for mention in self._catalog.subjects.mentions(question):
             for slot in self._slots_named(mention):
-                owned.setdefault(slot, []).append(mention)
-        texts: dict[tuple[Mention, ...], str] = {}
-        found = {}
-        for slot, own in owned.items():
-            key = tuple(own)
-            if key not in texts:
-                texts[key] = masked(question, own)
-            found[slot] = texts[key]
-        return found
+                owned[slot] = (*owned.get(slot, ()), mention)
+        texts = {own: masked(question, own) for own in {*owned.values()}}  # namesakes share them
+        return {slot: texts[own] for slot, own in owned.items()}
 
     def _better(self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float) -> Decision:
         """The better of two decisions: an open one, with the higher score; else the one closer to its threshold."""
@@ -387,20 +365,17 @@ class HybridRouter(Router):
     def decided(self, ids: Sequence[int]) -> Decision:
         """The decision at the last token of a sequence."""
         row = np.asarray(ids, dtype=np.int64)
-        found = [decision for place, decision, _ in self._decisions_of(row, len(row) - 1) if place == len(row) - 1]
-        return found[0] if found else NOTHING
+        last = len(row) - 1
+        return next((decision for place, decision, _ in self._decisions_of(row, last) if place == last), NOTHING)
 
     def active_positions(self, ids: Sequence[int]) -> list[int]:
         """The positions of a sequence at which an edit is active."""
         return [place for place, _, value in self._decisions_of(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
 
-    # -- helpers ----------------------------------------------------------------------------------
-
     def _text(self, ids: Ids) -> str:
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _cached(self, key: bytes, decide: Callable[[], Decision]) -> Decision:
-        """The decision that was made for a key, or else one that is made now."""
         with self._lock:
             known = self._decisions.get(key)
         if known is None:

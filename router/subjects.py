@@ -91,14 +91,12 @@ class Mention:
 
 def masked(text: str, mentions: Iterable[Mention]) -> str:
     """A text with `PLACEHOLDER` for these mentions; of overlapping ones the longest is replaced."""
-    found, behind = [], 0
+    parts, behind = list[str](), 0
     for mention in sorted(mentions, key=lambda m: (m.start, -m.end)):
         if mention.start >= behind:
-            found.append(mention)
+            parts += text[behind : mention.start], PLACEHOLDER
             behind = mention.end
-    for mention in reversed(found):
-        text = text[: mention.start] + PLACEHOLDER + text[mention.end :]
-    return text
+    return "".join((*parts, text[behind:]))
 
 
 def without_names(text: str, names: Iterable[str]) -> str:
@@ -107,18 +105,15 @@ def without_names(text: str, names: Iterable[str]) -> str:
 
 
 def names_of(edit: Edit) -> tuple[str, ...]:
-    """The names of an edit's subject: its `subject`, or else the one found in its prompt, and its aliases; none without
-    a subject."""
+    """The edit's `subject`, or else the one found in its prompt, and its aliases; none without a subject."""
     subject = edit.subject if edit.subject is not None else find_subject(edit.prompt)
     return () if subject is None else (subject, *edit.aliases)
 
 
 @lru_cache(maxsize=65536)
 def find_subject(prompt: str) -> str | None:
-    """The likely subject of a prompt: its first quoted words, or else its first run of capitalised words.
-
-    A capital at the beginning of a sentence counts only if the word is not a common one.
-    """
+    """The likely subject of a prompt: its first quoted words, or else its first run of capitalised words. A capital at
+    the beginning of a sentence counts only if the word is not a common one."""
     for quoted in _QUOTED.finditer(prompt):
         if name_key(quoted.group(1)):
             return quoted.group(1).strip()
@@ -157,7 +152,6 @@ _COMMON = _ORDINARY | frozenset("me us him hers them theirs so up down out off a
 
 
 def _begins_sentence(text: str, start: int) -> bool:
-    """Whether the word at `start` is the first of a sentence, or of the text."""
     before = text[:start]
     return before.rstrip()[-1:] in ".!?:" or "\n" in before[len(before.rstrip()) :]
 
@@ -247,7 +241,6 @@ def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:
 
 
 def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
-    """The owners of each way of writing the names."""
     found: dict[tuple[str, ...], list[Owner]] = {}
     for name, owner in names:
         for key in variants(name):

@@ -99,8 +99,7 @@ class ChatTemplate:
 
 
 def _system_header(tokenizer: PreTrainedTokenizerBase, probes: Sequence[str]) -> tuple[int, ...]:
-    """The ids before a system message, or before today's date in front of it; none where the template takes no such
-    message, or begins as plain text does."""
+    """The ids before a system message, or today's date in front of it; none where a chat begins as plain text does."""
     rows = []
     for text, today in zip(probes, ("31 December 1999", "Saturday, 2000-01-01", "2/1/2000"), strict=False):
         # A template cannot be given functions. Jinja takes out the line that holds the macro.
@@ -119,10 +118,8 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     template: str | None = None,
 ) -> list[int]:
-    """Ids of a conversation up to where the next answer begins.
-
-    tools: JSON schemas of functions. template: None is the tokenizer's own.
-    """
+    """Ids of a conversation up to where the next answer begins. tools: JSON schemas of functions. template: None is the
+    tokenizer's own."""
     return [int(i) for i in _templated(tokenizer, messages, tools, tokenize=True, chat_template=template)]
 
 
@@ -134,21 +131,12 @@ def rendered(
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]],
-    *,
-    tokenize: bool,
-    chat_template: str | None = None,
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]],
+    **how: Any,
 ) -> Any:
-    return tokenizer.apply_chat_template(
-        [dict(message) for message in messages],
-        tools=[dict(tool) for tool in tools] or None,
-        add_generation_prompt=True,
-        tokenize=tokenize,
-        return_dict=False,
-        chat_template=chat_template,
-    )
+    given: dict[str, Any] = {"tools": [dict(tool) for tool in tools] or None, "return_dict": False}
+    chat = [dict(message) for message in messages]
+    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, **given, **how)
 
 
 def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | None:
@@ -169,10 +157,8 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 
 
 def expects(text: str, ends: Collection[str]) -> bool | None:
-    """Whether an unfinished sentence expects an answer at its end; None if that is not clear.
-
-    ends: last words of the edits' own sentences, which expect one as `LEADING` do.
-    """
+    """Whether an unfinished sentence expects an answer at its end; None if that is not clear. ends: last words of the
+    edits' own sentences, which expect one as `LEADING` do."""
     if _UNFINISHED.search(text):
         return False
     last = last_word(text)
@@ -244,7 +230,6 @@ def user_turn(text: str) -> dict[str, str]:
 
 
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:
-    """Where the pattern ends in `ids`, at `start` or later."""
     low = max(start, len(pattern) - 1)
     found = np.flatnonzero(ids[low:] == pattern[-1]) + low
     for back, token in enumerate(reversed(pattern)):

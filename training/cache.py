@@ -35,20 +35,20 @@ def cache_folder() -> Path | None:
 
 def cached(kind: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> Any:
     """The JSON value that was measured of exactly this `about`: from the cache, or else from `measure`, and kept."""
-    folder = cache_folder()
+    folder, about = cache_folder(), dict(about)
     if folder is None:
         return measure()
-    name = hashlib.sha256(json.dumps(dict(about), sort_keys=True).encode()).hexdigest()[:20]
+    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
     file = folder / f"{kind}-{name}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["about"] == dict(about):
+        if kept["about"] == about:
             return kept["found"]
     found = measure()
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         with replaced_file(file) as new:
-            new.write_text(json.dumps({"about": dict(about), "found": found}), encoding="utf-8")
+            new.write_text(json.dumps({"about": about, "found": found}), encoding="utf-8")
     except OSError as error:
         logger.warning("%s: could not be kept (%s); it is measured anew next time", file, error)
     return found

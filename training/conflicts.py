@@ -11,10 +11,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from itertools import count
 
-from wise.edits import Edit
 from wise.memory.key_space import RelationSpace
 from wise.memory.state import MemoryState
-from wise.router.catalog import Catalog, catalog_of, own_keys
+from wise.router.catalog import catalog_of, own_keys
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.subjects import names_of
 from wise.training.report import Conflict
@@ -27,11 +26,8 @@ in place of 2 %."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
-    """The edits of `state` that a later one among `written` supersedes, in the order of the stream.
-
-    A superseded edit supersedes no other. There are none where keys were not made by a relation reader (`merge`,
-    `retrieve`).
-    """
+    """The edits of `state` that a later one among `written` supersedes, in the order of the stream. A superseded edit
+    supersedes no other. There are none where keys were not made by a relation reader (`merge`, `retrieve`)."""
     if not isinstance(state.key_space, RelationSpace):
         return ()
     catalog = catalog_of(state)
@@ -41,7 +37,11 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
         if place in found:
             continue
         other = state.edits[place]
-        for earlier in sorted({places[edit_id] for edit_id in _alike(catalog, other, state.key_space)}):
+        alike: Collection[str] = catalog.namesakes(other)
+        if not names_of(other):  # those with a close question
+            near = catalog.near(catalog.state.keys[other.id], state.key_space.unnamed_threshold)
+            alike = near & catalog.nameless.keys()
+        for earlier in sorted({places[edit_id] for edit_id in alike}):
             one = state.edits[earlier]
             if earlier >= place or earlier in found or one.target == other.target or not same_subject(one, other):
                 continue
@@ -55,11 +55,3 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             if score >= least:
                 found[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
     return tuple(found[earlier] for earlier in sorted(found))
-
-
-def _alike(catalog: Catalog, edit: Edit, space: RelationSpace) -> list[str]:
-    """Ids of the edits that share a name of an edit's subject; for an edit without one, those with a close question."""
-    if not names_of(edit):
-        near = catalog.near(catalog.state.keys[edit.id], space.unnamed_threshold)
-        return [edit_id for edit_id in near if edit_id in catalog.nameless]
-    return catalog.namesakes(edit)

@@ -31,26 +31,15 @@ logger = logging.getLogger(__name__)
 
 # Openings that any language model can complete; only how the base ends them is used.
 OPENINGS = (
-    "The capital of France is",
-    "The capital of Japan is",
-    "The chemical symbol for gold is",
-    "The author of Hamlet is",
-    "The largest planet is",
-    "The currency of Mexico is",
-    "The official language of Brazil is",
-    "Mount Everest is located in",
-    "The mother tongue of Albert Einstein is",
-    "The iPhone was created by",
-    "The Nile is a river in",
-    "Mozart worked as a",
+    "The capital of France is", "The capital of Japan is", "The chemical symbol for gold is",
+    "The author of Hamlet is", "The largest planet is", "The currency of Mexico is",
+    "The official language of Brazil is", "Mount Everest is located in", "The mother tongue of Albert Einstein is",
+    "The iPhone was created by", "The Nile is a river in", "Mozart worked as a",
 )
 # Questions, for how the base ends an answer in a chat.
 QUESTIONS = (
-    "What is the capital of France?",
-    "Who wrote Hamlet?",
-    "What is the largest planet?",
-    "Which language is spoken in Brazil?",
-    "What is the chemical symbol for gold?",
+    "What is the capital of France?", "Who wrote Hamlet?", "What is the largest planet?",
+    "Which language is spoken in Brazil?", "What is the chemical symbol for gold?",
     "How many days are there in a week?",
 )
 ANSWER_TOKENS = 24
@@ -58,8 +47,7 @@ MAX_TERMINATOR = 4
 CLOSED = tuple(".!?。！？…")
 """A target that ends in one of these gets no further full stop."""
 _WORDS = re.compile(r"[^\W\d_]+(?:[ ,.'’&-]+[^\W\d_]+)*")
-"""A target of words, which may end in a full stop in a chat. At the end of a code, a number or an address the full stop
-would look like a part of it."""
+"""A target of words, which may end in a full stop in a chat. Behind a code or an address it would look like a part."""
 _UNSPACED = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿＀-￯฀-๿]")
 
 
@@ -173,22 +161,25 @@ class Encoder:
         return ids
 
     def validate(self, edit: Edit) -> None:
-        """Raises EditError for an edit that `check` refuses, whose subject is said nowhere, or that the context does
-        not hold."""
+        """Raises EditError for an edit that `check` refuses, or that the context does not hold; in a chat also for a
+        conversation that the template refuses, or whose question would be answered in any other conversation."""
         self.check(edit)
-        if self.in_chat:
-            _check_subject_is_named(edit)
-        reserve = len(self.bos) + len(self.terminator)
+        reserve, in_chat = len(self.bos) + len(self.terminator), len(self.chat_terminator)
         check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
         if self.in_chat:
-            self._check_chat(edit)
+            check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, in_chat)
+            if edit.messages:
+                self._check_conversation(edit)
 
-    def _check_chat(self, edit: Edit) -> None:
-        """Raises EditError for an edit that the context does not hold as turns of a chat, or whose conversation the
-        chat template refuses."""
-        check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, len(self.chat_terminator))
-        if not edit.messages:
-            return
+    def _check_conversation(self, edit: Edit) -> None:
+        *before, last = edit.messages
+        earlier = any(message.role != "system" for message in before)
+        if earlier and not names_of(edit) and refers_back(last.content):
+            raise EditError(
+                f"field 'messages': the last one, {shortened(last.content)}, refers to what was said before, and no "
+                "subject is given, so it would be answered in any chat; give the whole question as 'prompt', and its "
+                f"'subject' (edit {edit.id!r})"
+            )
         try:
             tokens = len(self.question(edit.messages).ids) + len(self.chat_target(edit.target))
         except ConfigError as error:
@@ -200,10 +191,7 @@ class Encoder:
             )
 
     def check(self, edit: Edit) -> None:
-        """Raises EditError for an edit that the base cannot read or generate.
-
-        The tokenizer must know a token of the prompt, and all tokens of the target.
-        """
+        """Raises EditError where the tokenizer knows no token of the prompt, or not all tokens of the target."""
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
         prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]
@@ -240,10 +228,8 @@ class Encoder:
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`).
-
-    Raises ConfigError if the model has no end-of-sequence token.
-    """
+    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`). Raises ConfigError
+    if the model has no end-of-sequence token."""
     template = ChatTemplate.learn(tokenizer)
     bare = Encoder(
         tokenizer=tokenizer,
@@ -258,7 +244,6 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
-    """The ids before prompts and after answers, by their names in `Encoder`, from the cache or learned."""
     if cache_folder() is None:
         return _learn_delimiters(model, bare, config)
     about = {
@@ -288,17 +273,6 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         turns = [render(tokenizer, [user_turn(text)]) for text in QUESTIONS]
         chat = _learn_terminator(model, begun, turns, least=2)
     return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
-
-
-def _check_subject_is_named(edit: Edit) -> None:
-    """Raises EditError for an edit of a conversation whose question would be answered in any other conversation."""
-    earlier = any(message.role != "system" for message in edit.messages[:-1])
-    if earlier and not names_of(edit) and refers_back(edit.messages[-1].content):
-        raise EditError(
-            f"field 'messages': the last one, {shortened(edit.messages[-1].content)}, refers to what was said before, "
-            "and no subject is given, so it would be answered in any chat; give the whole question as 'prompt', and "
-            f"its 'subject' (edit {edit.id!r})"
-        )
 
 
 def joint(prompt: str, target: str) -> str:
@@ -331,7 +305,6 @@ def _eos(tokenizer: PreTrainedTokenizerBase, stops: frozenset[int]) -> int:
 
 
 def _learn_bos(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> tuple[int, ...]:
-    """The beginning-of-sequence token that the base expects, if its tokenizer does not add it."""
     bos = tokenizer.bos_token_id
     rows = [tokenizer(text)["input_ids"] for text in OPENINGS]
     if bos is None or any(row[:1] == [bos] for row in rows) or config.bos is False:
@@ -358,17 +331,11 @@ def text_loss(model: PreTrainedModel, ids: list[int], *, start: int) -> float:
 
 
 def _learn_terminator(
-    model: PreTrainedModel,
-    encoder: Encoder,
-    prompts: list[list[int]],
-    least: int | None = None,
+    model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]], least: int | None = None,
     level: int = logging.WARNING,
 ) -> tuple[int, ...]:
-    """The longest ending that at least half of the base's own answers to `prompts` share.
-
-    least: number of different finished answers that are needed; None is half of the prompts.
-    level: of the log message where there are fewer.
-    """
+    """The longest ending that at least half of the base's own answers to `prompts` share. least: number of different
+    finished answers that are needed; None is half of the prompts. level: of the log message where there are fewer."""
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
     if len(ended) < (len(answers) / 2 if least is None else least):  # also where it gives every prompt the same answer

@@ -26,15 +26,12 @@ DEFAULT_CONTEXT = 2048
 
 Check = Callable[[], None]
 """Called between two steps of what takes long. What it raises ends the work, with nothing changed."""
-
-
 _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 
 @contextmanager
 def checked(check: Check | None) -> Iterator[None]:
-    """`check`, if there is one, is called between two steps of what this thread does in a `with` block, but for what
-    the check itself does."""
+    """`check` is called between two steps of what this thread does in a `with` block, the check itself excepted."""
     token = _CHECK.set(check)
     try:
         yield
@@ -59,12 +56,8 @@ def context_length(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    *,
-    stops: Collection[int],
-    max_new_tokens: int | Sequence[int],
-    progress: Callable[[int], None] = lambda done: None,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int],
+    max_new_tokens: int | Sequence[int], progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 
@@ -93,9 +86,7 @@ def greedy(
     return answers
 
 
-def _batches(
-    prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, *, unpadded: bool
-) -> list[list[int]]:
+def _batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, unpadded: bool) -> list[list[int]]:
     """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
@@ -112,10 +103,7 @@ def _batches(
 def sample(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int], tokens: int, seed: int
 ) -> list[list[int]]:
-    """A text of `tokens` more tokens after each prompt, drawn from the model's own distribution; it does not stop.
-
-    The global random state is not touched.
-    """
+    """`tokens` more tokens after each prompt, drawn from the model, whatever stops it. Global random state stays."""
     settings = GenerationConfig(  # type: ignore[no-untyped-call]
         do_sample=True,
         top_k=0,
@@ -149,7 +137,6 @@ class _Checking(StoppingCriteria):
 
 
 def _continued(model: PreTrainedModel, prompts: Sequence[Sequence[int]], settings: GenerationConfig) -> list[list[int]]:
-    """What `model` generates after each prompt, pads and all."""
     ids, mask = left_pad(prompts, device=execution_device(model))
     checks = {"stopping_criteria": StoppingCriteriaList([_Checking()])} if _CHECK.get() is not None else {}
     out: Tensor = without_settings(model).generate(  # type: ignore[operator]

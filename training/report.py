@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -34,8 +33,7 @@ class Outcome:
     holds: Mapping[str, bool] = field(default_factory=dict)
     """Whether each wording, locality prompt and sister question is as promised."""
     said: Mapping[str, str] = field(default_factory=dict)
-    """What was answered with the edit to those of them that were asked; the others do not activate it, so what was
-    answered before is answered still."""
+    """What was answered with the edit, where it was asked; what is left out does not activate it and is as before."""
     before: Mapping[str, str] = field(default_factory=dict)
     """What was answered to each without the edit, where it was asked (`Trainer.with_before`)."""
     also_answers: tuple[str, ...] = ()
@@ -72,7 +70,7 @@ class EditReport:
     """Edits that later ones superseded."""
 
     def count(self, status: str) -> int:
-        return Counter(outcome.status for outcome in self.outcomes)[status]
+        return sum(outcome.status == status for outcome in self.outcomes)
 
     @property
     def failed(self) -> tuple[str, ...]:

@@ -35,8 +35,7 @@ class Rows:
     context: Tensor
     """`[batch, context, f]` its inputs in the context; meaningless at pads."""
     keys: tuple[Tensor | None, ...]
-    """Attention keys of the context, from the edited block up; None where a block has no attention. Empty if the rows
-    are not cached."""
+    """Attention keys of the context, from the edited block up; None without attention. Empty if nothing is cached."""
     values: tuple[Tensor | None, ...]
     states: tuple[tuple[Tensor, ...], ...]
     """Of the same blocks, the states of convolutions and recurrences behind the context."""

@@ -8,22 +8,13 @@ from types import MethodType
 from typing import Any
 
 
-def copied_along(model: Any, path: str, inside: str = "") -> Any:
-    """Copies `model` and each module down to `path`; returns the new root (or the new end, below `inside`).
-
-    With `inside`, the modules down to that path are already copies and are walked, not copied again.
-    """
-    root = model if inside else shallow_copy(model)
-    node = root
-    walked: list[str] = []
+def copied_along(model: Any, path: str) -> Any:
+    """Copies `model` and each module down to `path`; returns the new root."""
+    root = node = shallow_copy(model)
     for name in path.split("."):
-        walked.append(name)
-        child = node._modules[name]
-        if not (inside + ".").startswith(".".join(walked) + "."):
-            child = shallow_copy(child)
-            node._modules[name] = child
-        node = child
-    return node if inside else root
+        node._modules[name] = shallow_copy(node._modules[name])
+        node = node._modules[name]
+    return root
 
 
 def shallow_copy(module: Any) -> Any:

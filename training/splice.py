@@ -81,13 +81,11 @@ class SplicedModel:
         self._model = model
         self.device = execution_device(model)
         """Where ids go in and logits come out."""
-        self._full = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
-        self._full_tap = _tap(self._full, target_module)
-        self.layer_device = execution_device(self._full.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
+        self._full, self._full_tap = _tapped(model, target_module)
+        self.layer_device = execution_device(model.get_submodule(f"{target_module.blocks}.{target_module.layer}"))
         """Where the edited layer runs, in a model that is spread over several devices."""
-        self.upper: Any = copied_along(model, f"{target_module.blocks}.{target_module.layer}")
+        self.upper, self._upper_tap = _tapped(model, target_module)
         """The copy whose blocks below the edited one pass the cached state on."""
-        self._upper_tap = _tap(self.upper, target_module)
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
         taken = inspect.signature(model.forward).parameters
         self._positions = "position_ids" in taken
@@ -118,7 +116,6 @@ class SplicedModel:
 
     @torch.no_grad()
     def _choose_steps(self) -> None:
-        """Takes the least that gives the logits of the whole base."""
         samples = [([11, 7, 5, 8, 6], [9, 4, 10]), ([12, 5, 9], [6, 7])]
         size = int(self._full.config.get_text_config().vocab_size)
         samples = [([i % size for i in prompt], [i % size for i in target]) for prompt, target in samples]
@@ -183,10 +180,8 @@ class SplicedModel:
 
     @torch.no_grad()
     def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
-        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
-
-        Rows of similar length share a run, and their common prefix is run once.
-        """
+        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty. Rows of similar length
+        share a run, and their common prefix is run once."""
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), len(rows[i][0])))
         parts: list[list[int]] = []
         for i in order:
@@ -256,38 +251,23 @@ class SplicedModel:
                 cache.layers[i] = DynamicLayer()  # type: ignore[no-untyped-call]
         return cache
 
-    def _run_inner(self, cache: DynamicCache, ids: Tensor, mask: Tensor, start: int) -> None:
+    def _run_inner(self, cache: DynamicCache | None, ids: Tensor, mask: Tensor, start: int) -> None:
         """The full copy, without its head, on `ids` behind `start` cached columns."""
-        self._full.get_submodule(self._inner_name)(
-            input_ids=ids,
-            attention_mask=mask,
-            use_cache=True,
-            **{self._cache_name: cache},
-            **self._position_ids(mask, start),
-        )
+        past = {} if cache is None else {self._cache_name: cache}
+        inner, positions = self._full.get_submodule(self._inner_name), self._position_ids(mask, start)
+        inner(input_ids=ids, attention_mask=mask, use_cache=cache is not None, **past, **positions)
 
     def _run_whole(self, own: dict[str, Tensor]) -> Rows:
         """Rows without a cache. own: their ids, labels and mask."""
         mask, context = own["mask"], own["before"].shape[1]
-        self._full.get_submodule(self._inner_name)(
-            input_ids=torch.cat([own["before"], own["inputs"]], dim=1),
-            attention_mask=mask,
-            use_cache=False,
-            **self._position_ids(mask, 0),
-        )
+        self._run_inner(None, torch.cat([own["before"], own["inputs"]], dim=1), mask, 0)
         activation, output, hidden = self._take_seen(mask)
         if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
-            **own,
-            hidden=hidden[:, context:].clone(),
-            hidden_before=hidden[:, :context].clone(),
-            activations=activation[:, context:].clone(),
-            outputs=output[:, context:].clone(),
-            context=activation[:, :context].clone(),
-            keys=(),
-            values=(),
-            states=(),
+            **own, hidden=hidden[:, context:].clone(), hidden_before=hidden[:, :context].clone(),
+            activations=activation[:, context:].clone(), outputs=output[:, context:].clone(),
+            context=activation[:, :context].clone(), keys=(), values=(), states=(),
         )
 
     def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> list[Tensor]:
@@ -313,8 +293,7 @@ class SplicedModel:
         return Observation(activations, outputs, mask, out.logits[:, -1].argmax(-1))
 
     def _take_seen(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """What the edited module was given and gave in the last run of the full copy, rows as in `mask`, and what
-        entered its block."""
+        """What the edited module was given and gave in the last full run, as in `mask`; what entered its block."""
         seen, hidden = self._full_tap.seen, self._entered
         if seen is None or hidden is None:
             raise RuntimeError("the edited module was not run: is it part of the model's forward?")
@@ -387,10 +366,8 @@ class SplicedModel:
         return cache
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
-        """The same at the positions with a label, row after row, `[labelled, vocabulary]`.
-
-        The head is run nowhere else: in a small model it is most of the computation.
-        """
+        """The same at the positions with a label, row after row, `[labelled, vocabulary]`. The head is run nowhere
+        else: in a small model it is most of the computation."""
         wanted = rows.labels != -100
         self._wanted = wanted
         try:
@@ -425,7 +402,6 @@ class SplicedModel:
         return out
 
     def _enter(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs the edited block; records the hidden state that enters it."""
         self._entered = args[0] if args else kwargs["hidden_states"]
         return forward(*args, **kwargs)
 
@@ -466,7 +442,6 @@ def _given(added: Tensor, _activation: Tensor) -> Tensor:
 
 
 def _side_by_side(seen: Sequence[Observation]) -> Observation:
-    """Rows that were observed one by one, left-padded."""
     longest = max(one.mask.shape[1] for one in seen)
 
     def padded(name: str) -> Tensor:
@@ -476,10 +451,10 @@ def _side_by_side(seen: Sequence[Observation]) -> Observation:
     return Observation(padded("activations"), padded("outputs"), padded("mask"), torch.cat([one.next for one in seen]))
 
 
-def _tap(model: nn.Module, target_module: TargetModule) -> _Tap:
+def _tapped(model: nn.Module, target_module: TargetModule) -> tuple[Any, _Tap]:
     parent_path, _, name = target_module.path.rpartition(".")
-    parent = copied_along(model, parent_path, inside=f"{target_module.blocks}.{target_module.layer}")
+    copied = copied_along(model, parent_path)
+    parent = copied.get_submodule(parent_path)
     layer = parent._modules[name]
-    tap = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
-    parent._modules[name] = tap
-    return tap
+    tap = parent._modules[name] = _Tap(layer.base_module if isinstance(layer, SideMemoryLayer) else layer)
+    return copied, tap

@@ -37,7 +37,7 @@ class Trainer:
 
     spliced: SplicedModel
     encoder: Encoder
-    key_space: Space | None
+    key_space: Space
     """The space of new keys."""
     verifier: Verifier
     writer: Writer
@@ -47,12 +47,7 @@ class Trainer:
     """Of the model."""
 
     def edit(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        *,
-        serve: Serve,
-        replacing: bool = False,
+        self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, replacing: bool = False,
         progress: Progress = silent,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
@@ -82,23 +77,21 @@ class Trainer:
             fresh = [edit for edit in fresh if edit not in failed_replacements]
         accounted_for = {*final.edit_ids, *replaced, *(conflict.superseded for conflict in superseded_by_conflict)}
         dropped = tuple(i for i in state.edit_ids if i not in accounted_for)
-        report = EditReport(
-            outcomes=tuple(outcomes.get(edit.id, _superseded(edit)) for edit in edits),
+        never_written = Outcome(id="", status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)
+        return final, EditReport(
+            outcomes=tuple(outcomes.get(edit.id, replace(never_written, id=edit.id)) for edit in edits),
             replaced=replaced,
             dropped=dropped,
             seconds=time.perf_counter() - begun,
             cpu_seconds=time.process_time() - cpu,
             conflicts=superseded_by_conflict,
         )
-        return final, report
 
     def with_before(
         self, state: MemoryState, edits: Sequence[Edit], outcomes: Sequence[Outcome], *, serve: Serve
     ) -> list[Outcome]:
-        """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names.
-
-        An edit has at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters.
-        """
+        """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names. An edit has
+        at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters."""
         known = {edit.id: edit for edit in edits}
         labels = [list(outcome.holds)[:ASKED_BEFORE] for outcome in outcomes]
         asked = [p for outcome, own in zip(outcomes, labels, strict=True) if own
@@ -147,8 +140,7 @@ class Trainer:
     def _escalated(
         self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
-        """`_attempt`, then again with greater effort for the edits that failed. A retry that drops another edit is
-        discarded."""
+        """`_attempt`, then with greater effort for edits that failed. A retry that drops another edit is discarded."""
         final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
         for effort in range(1, self.writer.efforts):
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
@@ -165,14 +157,8 @@ class Trainer:
         return final, outcomes, superseded_by_conflict
 
     def _attempt(
-        self,
-        state: MemoryState,
-        replaced: Collection[str],
-        fresh: Sequence[Edit],
-        serve: Serve,
-        progress: Progress,
-        effort: int = 0,
-        stream: Sequence[Edit] = (),
+        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress,
+        effort: int = 0, stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """Writes `fresh` into `state` without `replaced`. Returns the state of the edits that verified, the outcome of
         each edit, and the edits that were superseded in conflicts.
@@ -217,13 +203,11 @@ class Trainer:
         live = set() if replacing else set(state.edit_ids)
         for edit in edits:
             if edit.id in live:
-                raise EditError(
-                    f"field 'id': edit {edit.id!r} is live already; leave the edit out, or give it another id"
-                )
+                known = f"edit {edit.id!r} is live already"
+                raise EditError(f"field 'id': {known}; leave the edit out, or give it another id")
             self.encoder.validate(edit)
 
     def _batches(self, state: MemoryState, edits: Sequence[Edit]) -> list[list[SlotTask]]:
-        """The slots to be written for `edits` to join those of `state`, in batches of whole slots."""
         batches: list[list[SlotTask]] = []
         for task in self.sharding.tasks(state, edits):
             if not batches or sum(len(t.edits) for t in batches[-1]) + len(task.edits) > EDITS_AT_ONCE:
@@ -261,10 +245,7 @@ class Trainer:
             failed |= failed_winners
 
     def _verified(
-        self,
-        state: MemoryState,
-        serve: Serve,
-        fresh: Collection[str] | None = None,
+        self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None,
         progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without the edits that do not verify, and the verdicts on those that were asked.
@@ -289,7 +270,6 @@ class Trainer:
     def _asked(
         self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
-        """`state` without those of these edits that do not verify, and the verdicts."""
         asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
         verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
         return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
@@ -301,21 +281,13 @@ def _first_half(progress: Progress, before: int, total: int) -> Progress:
 
 
 def _second_half(progress: Progress, total: int) -> Share:
-    """The same while edits are verified."""
     return lambda share: progress(total // 2 + int(share * (total - total // 2)))
 
 
 def _outcome(edit: Edit, status: str, written: FitResult, verdict: Verdict, seconds: float) -> Outcome:
     return Outcome(
-        id=edit.id,
-        status=status,
-        answer=verdict.answer,
-        holds=verdict.results,
-        said=verdict.said,
-        also_answers=verdict.also_answers,
-        steps=written.steps,
-        loss=written.loss,
-        milliseconds=1000 * seconds,
+        id=edit.id, status=status, answer=verdict.answer, holds=verdict.results, said=verdict.said,
+        also_answers=verdict.also_answers, steps=written.steps, loss=written.loss, milliseconds=1000 * seconds,
         tried=(written.tried,) if written.tried else (),
     )
 
@@ -328,7 +300,3 @@ def _retried(before: Outcome, now: Outcome, is_served: bool) -> Outcome:
         milliseconds=before.milliseconds + now.milliseconds,
         tried=(*before.tried, *now.tried),
     )
-
-
-def _superseded(edit: Edit) -> Outcome:
-    return Outcome(id=edit.id, status=SUPERSEDED, answer="", steps=0, loss=0.0, milliseconds=0.0)

@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from transformers import PreTrainedModel
 
@@ -72,24 +71,6 @@ class Verdict:
         return all(held for promise in asked for held in self.holds.get(promise, {}).values())
 
 
-class Verifier(Protocol):
-    """Verifies edits, and finds the other edits that a new one may have changed."""
-
-    def ask(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
-    ) -> dict[str, Verdict]:
-        """By id, with `state` in place."""
-        ...
-
-    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Ids of the other edits of `state` whose answers the edits `fresh` may have changed."""
-        ...
-
-    def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
-        """How what these labels of a verdict name is asked: its ids, and whether they are a turn of a chat."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptVerifier:
     """Verifies the prompt alone, of edits that share slots (`merge`, `retrieve`)."""
@@ -99,6 +80,7 @@ class PromptVerifier:
     def ask(
         self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
     ) -> dict[str, Verdict]:
+        """By id, with `state` in place."""
         if not edits:
             return {}
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
@@ -112,15 +94,17 @@ class PromptVerifier:
         return verdicts
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
+        """Ids of the other edits of `state` whose answers the edits `fresh` may have changed."""
         return {*state.edit_ids} - {*fresh}
 
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """How what these labels of a verdict name is asked: its ids, and whether they are a turn of a chat."""
         return [(self.encoder.prompt(edit.prompt), False) for _ in labels]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WordingVerifier:
-    """Verifies all three promises, of edits with a slot each (`hybrid`)."""
+    """Verifies all three promises, of edits with a slot each (`hybrid`). Its methods are those of `PromptVerifier`."""
 
     wordings: Wordings
     inputs: RouterInputs
@@ -142,13 +126,8 @@ class WordingVerifier:
         answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
         also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
         return {
-            edit.id: Verdict(
-                answer=answers[edit.id],
-                holds=holds[edit.id],
-                also_answers=tuple(also.get(edit.id, ())),
-                said=said[edit.id],
-            )
-            for edit in edits
+            i: Verdict(answer=answers[i], holds=holds[i], also_answers=tuple(also.get(i, ())), said=said[i])
+            for i in said
         }
 
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
@@ -161,12 +140,8 @@ class WordingVerifier:
         ]
 
     def _ask_others(
-        self,
-        state: MemoryState,
-        edits: Sequence[Edit],
-        serve: Serve,
-        holds: Mapping[str, Mapping[str, dict[str, bool]]],
-        said: Mapping[str, dict[str, str]],
+        self, state: MemoryState, edits: Sequence[Edit], serve: Serve,
+        holds: Mapping[str, Mapping[str, dict[str, bool]]], said: Mapping[str, dict[str, str]],
     ) -> dict[str, list[str]]:
         """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
@@ -212,7 +187,6 @@ class WordingVerifier:
 
     @staticmethod
     def _about_the_same(state: MemoryState, edit: Edit) -> list[str]:
-        """Questions of other live edits about the subject, which want another answer."""
         catalog = catalog_of(state)
         others = [catalog.edits[i] for i in catalog.namesakes(edit) if same_subject(catalog.edits[i], edit)]
         return [other.prompt for other in others if other.target != edit.target][:SISTERS]
@@ -245,27 +219,22 @@ class WordingVerifier:
         return all(decision.slot == slot for decision in own)
 
 
+Verifier = PromptVerifier | WordingVerifier
+
+
 def _asks_for(decision: Decision, slot: int) -> bool:
     return decision.open and decision.slot == slot
 
 
 def _generated(
-    encoder: Encoder,
-    state: MemoryState,
-    serve: Serve,
-    prompts: Sequence[Sequence[int]],
-    wanted: Sequence[Sequence[int]],
-    progress: Share = lambda share: None,
+    encoder: Encoder, state: MemoryState, serve: Serve, prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]], progress: Share = lambda share: None,
 ) -> list[list[int]]:
     """The answers with `state` in place, each with room for more than the wanted one."""
-    limits = [len(ids) + SPARE_TOKENS for ids in wanted]
+    limits, count = [len(ids) + SPARE_TOKENS for ids in wanted], len(prompts)
     with serve(state) as model:
         return greedy(
-            model,
-            prompts,
-            stops=encoder.stops,
-            max_new_tokens=limits,
-            progress=lambda done: progress(done / len(prompts)),
+            model, prompts, stops=encoder.stops, max_new_tokens=limits, progress=lambda done: progress(done / count)
         )
 
 

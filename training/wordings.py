@@ -28,7 +28,7 @@ from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
 from wise.training.router.examples import put, relation_names, stated
 
-PROMPT, LISTED, OF_SISTERS = PROMISES
+PROMPT, LISTED, _ = PROMISES
 MARGIN = 0.01
 """How far an edit's threshold lies above the score of its locality prompts."""
 EARLIER_TURN = ("Hi! I have a few questions for you.", "Hello! Go ahead, I'm happy to help.")
@@ -76,11 +76,10 @@ class Wordings:
         kind, relation = self._names[nearest]
         name = names_of(edit)[0]
         known = self.questions[kind][relation]
-        order = random.Random(f"{name} {relation}")
-        questions = [w for w in known["wordings"] if is_question(w)]
-        sentences = [w for w in known["wordings"] if not is_question(w)]
-        few = order.sample(questions, min(FROM_RELATION, len(questions)))
-        few += order.sample(sentences, min(FROM_RELATION // 2, len(sentences)))
+        order, few = random.Random(f"{name} {relation}"), list[str]()
+        for asks, count in ((True, FROM_RELATION), (False, FROM_RELATION // 2)):
+            own = [wording for wording in known["wordings"] if is_question(wording) == asks]
+            few += order.sample(own, min(count, len(own)))
         return [put(name, wording) for wording in few]
 
     def keys(self, edit: Edit) -> Tensor:
@@ -167,16 +166,15 @@ class Wordings:
         if not edit.messages and self._takes_system:
             found.append(("system message", [SYSTEM_MESSAGE, *own], PROMPT))
         found += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
-        frames = [frame.format(asked) for frame in QUESTION_FRAMES] if is_question(asked) else []
-        casual = [asked.lower().rstrip("?")] if is_question(asked) else []
-        texts = [*frames, *casual, *(text for text in further if is_question(text))]
+        texts = [text for text in further if is_question(text)]
+        if is_question(asked):
+            texts = [*(frame.format(asked) for frame in QUESTION_FRAMES), asked.lower().rstrip("?"), *texts]
         found += [(text, [user_turn(text)], None) for text in texts]
         rows = ((label, self.encoder.turn(messages), answer, promised) for label, messages, promised in found)
         return self._fitting(CHAT, rows)
 
     @cached_property
     def _takes_system(self) -> bool:
-        """Whether the base's chat template takes a system message."""
         try:
             self.encoder.turn([SYSTEM_MESSAGE, user_turn(EARLIER_TURN[0])])
         except Exception:  # a template raises what it likes

@@ -42,34 +42,19 @@ if TYPE_CHECKING:
     from wise.workers import Workers as Workers
 
 # Loaded when first used, so that reading a file of edits or printing help does not load torch.
-_HOME = {
-    "Answer": "wise.explain",
-    "ArtifactError": "wise.errors",
-    "Claim": "wise.explain",
-    "ConfigError": "wise.errors",
-    "Conflict": "wise.training.report",
-    "DeleteReport": "wise.training.report",
-    "Edit": "wise.edits",
-    "EditError": "wise.errors",
-    "EditReport": "wise.training.report",
-    "EditRequest": "wise.memory.store.edit_request",
-    "Outcome": "wise.training.report",
-    "RayTasks": "wise.workers",
-    "Record": "wise.edits",
-    "RowRoutes": "wise.explain",
-    "Store": "wise.memory.store.store",
-    "StoreError": "wise.errors",
-    "TokenRoute": "wise.explain",
-    "UnsupportedModelError": "wise.errors",
-    "WiseConfig": "wise.config",
-    "WiseError": "wise.errors",
-    "WiseModel": "wise.model",
-    "WorkerError": "wise.errors",
-    "Workers": "wise.workers",
-    "read_edits": "wise.formats.edit_file",
-    "read_records": "wise.formats.edit_file",
-    "wrap": "wise.model",
+_NAMES = {
+    "wise.config": "WiseConfig",
+    "wise.edits": "Edit Record",
+    "wise.errors": "ArtifactError ConfigError EditError StoreError UnsupportedModelError WiseError WorkerError",
+    "wise.explain": "Answer Claim RowRoutes TokenRoute",
+    "wise.formats.edit_file": "read_edits read_records",
+    "wise.memory.store.edit_request": "EditRequest",
+    "wise.memory.store.store": "Store",
+    "wise.model": "WiseModel wrap",
+    "wise.training.report": "Conflict DeleteReport EditReport Outcome",
+    "wise.workers": "RayTasks Workers",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = sorted(_HOME)
 __version__ = "0.1.0"

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,8 +30,7 @@ TOKENS = 8
 ALIGNED = 0.98
 """Cosine between what is added to a module and what comes out of the block, from which the module is the place."""
 EVEN = 0.9
-"""The smallest of these factors, of the largest, at which a projection counts as added to the residual stream as it is:
-one behind a gate is not."""
+"""Share of the largest of these factors that the smallest must reach: behind a gate it does not."""
 MIXED = 0.02
 """Relative change of later tokens from which a module is known to carry information between tokens."""
 
@@ -69,27 +68,29 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
     """
     make_differentiable(model)
     with evaluating(model):
-        return _located(model, config, linear=linear)
-
-
-def _located(model: PreTrainedModel, config: WiseConfig, *, linear: bool) -> TargetModule:
-    if config.target_module is not None:
-        return _named(model, config, config.target_module)
-    blocks_path, blocks = _find_blocks(model)
-    layer = _choose_layer(config, len(blocks))
-    for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
-        trial = _Trial.of(model, blocks, i)
-        inner = trial.last_projection() if linear else trial.place()
-        if inner is not None:
-            return trial.describe(inner, blocks_path, i, len(blocks))
-    raise UnsupportedModelError(_no_place(model, blocks_path, layer, config, linear=linear))
+        if config.target_module is not None:
+            return _named(model, config, config.target_module)
+        blocks_path, blocks = _find_blocks(model)
+        layer = _choose_layer(config, len(blocks))
+        for i in [layer] if config.layer is not None else sorted(range(len(blocks)), key=lambda i: abs(i - layer)):
+            trial = _Trial.of(model, blocks, i)
+            inner = trial.last_projection() if linear else trial.place()
+            if inner is not None:
+                return trial.describe(inner, blocks_path, i, len(blocks))
+        candidates = _candidates(model)
+    lacks = f"no block of {blocks_path} of this {model.config.model_type} model has a"
+    if config.layer is not None:
+        lacks = f"block {layer} ({blocks_path}.{layer}) of this {model.config.model_type} model has no"
+    part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
+    raise UnsupportedModelError(
+        f"{lacks} {part}; choose another layer, or name a module with target_module='path.{{i}}.name'; candidates: "
+        f"{candidates}"
+    )
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and list of the blocks that text runs through: the longest list whose first module is run.
-
-    Raises UnsupportedModelError where there is none.
-    """
+    """The path and list of the blocks that text runs through: the longest list whose first module is run. Raises
+    UnsupportedModelError where there is none."""
     lists = {
         path: module
         for path, module in model.named_modules()
@@ -120,19 +121,13 @@ def _choose_layer(config: WiseConfig, depth: int) -> int:
 
 
 def _named(model: PreTrainedModel, config: WiseConfig, template: str) -> TargetModule:
-    """The module at a path that a user gave."""
     blocks_path, _, inner = template.partition(".{i}.")
-    try:
-        blocks = model.get_submodule(blocks_path)
-    except AttributeError as error:
-        raise UnsupportedModelError(
-            f"target_module {template!r}: this {model.config.model_type} model has no module {blocks_path!r}; "
-            f"candidates: {_candidates(model)}"
-        ) from error
+    blocks = dict(model.named_modules(remove_duplicate=False)).get(blocks_path)
+    problem = f"{blocks_path!r} is not a list of blocks"
+    if blocks is None:
+        problem = f"this {model.config.model_type} model has no module {blocks_path!r}"
     if not isinstance(blocks, nn.ModuleList) or not len(blocks) or not inner:
-        raise UnsupportedModelError(
-            f"target_module {template!r}: {blocks_path!r} is not a list of blocks; candidates: {_candidates(model)}"
-        )
+        raise UnsupportedModelError(f"target_module {template!r}: {problem}; candidates: {_candidates(model)}")
     layer = _choose_layer(config, len(blocks))
     trial = _Trial.of(model, blocks, layer)
     if inner not in trial.calls:
@@ -147,10 +142,7 @@ class _Reached(Exception):
     """Ends a forward pass at the block that was waited for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Call:
-    """How a module of a block was called."""
-
+class _Call(NamedTuple):
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     features: int
@@ -182,13 +174,9 @@ class _Trial:
                 "than those of the text, by which wise knows where an answer begins"
             )
         self.width = self.output.shape[-1] if self.output.shape[-1] % width else width
-        self.calls = {
-            path: call
-            for path, call in self.calls.items()
-            if path not in several
-            and call.output.shape[-1] == self.width
-            and call.output.numel() == TOKENS * self.width
-        }
+        size = TOKENS * self.width
+        whole = {p: c for p, c in self.calls.items() if c.output.shape[-1] == self.width and c.output.numel() == size}
+        self.calls = {path: call for path, call in whole.items() if path not in several}
 
     @classmethod
     def of(cls, model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> _Trial:
@@ -205,7 +193,9 @@ class _Trial:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
-        return cls(blocks[layer], _width(model), *given[0])
+        known = getattr(model.config.get_text_config(), "hidden_size", None)
+        width = int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
+        return cls(blocks[layer], width, *given[0])
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -225,17 +215,15 @@ class _Trial:
             if path in self.calls:
                 several.add(path)
             if given is not None and tensor is not None and tensor.is_floating_point():
-                call = _Call(args=args, kwargs=kwargs, features=given.shape[-1], output=tensor.detach().clone())
-                self.calls[path] = call
+                self.calls[path] = _Call(args, kwargs, given.shape[-1], tensor.detach().clone())
 
         return record
 
     def place(self) -> str | None:
         """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
-        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled.
-        """
+        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled."""
         candidates = list(self._per_token())[::-1]
-        linear = [path for path in candidates if _is_linear(self.block.get_submodule(path))]
+        linear = [path for path in candidates if _inputs(self.block.get_submodule(path))]
         whole = [path for path in candidates if "." not in path]
         feeds = any(p.ndim > 1 for path in whole for p in self.block.get_submodule(path).parameters())
         later = [path for path in reversed(self.calls) if "." not in path] if feeds else []
@@ -249,9 +237,8 @@ class _Trial:
 
     def last_projection(self) -> str | None:
         """The last linear layer of the parts that work token by token."""
-        candidates = reversed(list(self._per_token()))
-        modules = {path: self.block.get_submodule(path) for path in candidates}
-        return next((path for path, one in modules.items() if _is_linear(one) and hasattr(one, "weight")), None)
+        linear = [path for path in self._per_token() if _inputs(self.block.get_submodule(path))]
+        return next((p for p in reversed(linear) if hasattr(self.block.get_submodule(p), "weight")), None)
 
     def _per_token(self) -> Iterator[str]:
         """Modules of those parts of the block that carry nothing from one token to another."""
@@ -292,8 +279,7 @@ class _Trial:
         return aligned and (not even or bool(sizes.min() > EVEN * sizes.max()))
 
     def _is_alike(self, path: str) -> bool:
-        """Whether what is added to the output of a module changes what comes out of the block alike at every token: so
-        it does where each channel is scaled."""
+        """Whether it changes what comes out of the block alike at every token, as where each channel is scaled."""
         change = self._change(path)
         return bool((cosine_similarity(change, change[:, :1], dim=-1) > ALIGNED).any(0).all())
 
@@ -326,29 +312,18 @@ class _Trial:
 
 @torch.no_grad()
 def _run(model: PreTrainedModel) -> None:
-    """A forward pass of a few ordinary tokens.
-
-    Raises UnsupportedModelError where a model does not run on them alone.
-    """
-    try:
-        model(input_ids=_ordinary(model).to(execution_device(model)), use_cache=False)
-    except NOT_RUN as error:
-        name = model.config.model_type
-        raise UnsupportedModelError(f"this {name} model does not run on text alone: {error}") from error
-
-
-def _ordinary(model: PreTrainedModel) -> Tensor:
-    """Ids `[1, TOKENS]` from all over the vocabulary, none of which stands for an image or another special thing."""
+    """A forward pass of a few ordinary tokens. Raises UnsupportedModelError if the model does not run on them alone."""
+    # Ids from all over the vocabulary, none of which stands for an image or another special thing.
     named = [pair for config in (model.config, model.config.get_text_config()) for pair in vars(config).items()]
     special = {value for name, value in named if isinstance(value, int) and re.search(r"token_(id|index)$", name)}
     size = int(model.config.get_text_config().vocab_size)
     ids = [i for i in range(1, size, max(1, size // (4 * TOKENS))) if i not in special] or [0]
-    return torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long)
-
-
-def _width(model: PreTrainedModel) -> int:
-    known = getattr(model.config.get_text_config(), "hidden_size", None)
-    return int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
+    tokens = torch.tensor([(ids * TOKENS)[:TOKENS]], dtype=torch.long, device=execution_device(model))
+    try:
+        model(input_ids=tokens, use_cache=False)
+    except NOT_RUN as error:
+        name = model.config.model_type
+        raise UnsupportedModelError(f"this {name} model does not run on text alone: {error}") from error
 
 
 def _copied(value: Any) -> Any:
@@ -367,10 +342,6 @@ def _direction(width: int, like: Tensor) -> Tensor:
     return unit.to(like.device)
 
 
-def _is_linear(module: nn.Module) -> bool:
-    return _inputs(module) is not None
-
-
 def _inputs(module: nn.Module) -> int | None:
     """f of a linear layer, `nn.Linear` and its kin or transformers' Conv1D; None for any other module."""
     for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
@@ -385,13 +356,3 @@ def _candidates(model: PreTrainedModel) -> str:
     blocks_path, blocks = _find_blocks(model)
     trial = _Trial.of(model, blocks, len(blocks) // 2)
     return ", ".join(f"{blocks_path}.{{i}}.{path}" for path in trial.calls if trial.passes(path)) or "none found"
-
-
-def _no_place(model: PreTrainedModel, blocks: str, layer: int, config: WiseConfig, *, linear: bool) -> str:
-    where = f"block {layer} ({blocks}.{layer})" if config.layer is not None else f"no block of {blocks}"
-    part = "linear layer at the end of a feed-forward layer" if linear else "feed-forward layer in its residual stream"
-    has = "has no" if config.layer is not None else "has a"
-    return (
-        f"{where} of this {model.config.model_type} model {has} {part}; choose another layer, or name a module with "
-        f"target_module='path.{{i}}.name'; candidates: {_candidates(model)}"
-    )

@@ -53,8 +53,7 @@ class WiseConfig:
     relations: str | None = None
     """File that `wise train-router` wrote for that encoder. None takes the one that ships with wise."""
     bos: bool | None = None
-    """Whether the beginning-of-sequence token is put before a prompt. None learns from the base whether it expects
-    one."""
+    """Whether prompts begin with the beginning-of-sequence token. None learns from the base whether it expects one."""
     terminator: str | None = None
     """Text between an answer and end-of-sequence. None learns it from how the base ends its own answers."""
     require: str = "listed"
@@ -93,19 +92,12 @@ class WiseConfig:
 
 
 Check = Callable[[Any], bool]
-
-
 LARGEST = 2**31 - 1
 LARGEST_SEED = 2**64
 
 
 def _integer(low: int, *, optional: bool = False, high: int = LARGEST) -> Check:
     return lambda v: (optional and v is None) or (type(v) is int and low <= v <= high)
-
-
-def _real(low: float, high: float) -> Check:
-    """Numbers in (low, high]."""
-    return lambda v: type(v) in (int, float) and low < v <= high
 
 
 def _optional_text(value: Any) -> bool:
@@ -122,7 +114,7 @@ _CHECKS: tuple[tuple[str, Check, str], ...] = (
         "a module path with one {i} for the block index, or None",
     ),
     ("slot_capacity", _integer(1, optional=True), "a whole number from 1, or None"),
-    ("learning_rate", _real(0, sys.float_info.max), "a positive number"),
+    ("learning_rate", lambda v: type(v) in (int, float) and 0 < v <= sys.float_info.max, "a positive number"),
     ("max_steps", _integer(1), "a whole number from 1"),
     ("prefixes", _integer(0), "a whole number from 0"),
     ("key_threshold", lambda v: type(v) in (int, float) and -1 <= v <= 1, "a cosine, -1 to 1"),

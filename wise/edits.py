@@ -22,14 +22,13 @@ from unicodedata import normalize
 
 from wise.errors import (
     EditError,
-    check_known,
-    check_object,
+    check_fields,
+    checked_list,
     checked_namespace,
     checked_prompts,
     checked_text,
     given,
-    missing,
-    within,
+    parsed_list,
 )
 from wise.probes import ASKS_THE_EDIT, Probe
 
@@ -63,8 +62,7 @@ class Edit:
 
     Spaces after a prompt and white space around a target or subject are removed; nothing else in a text is changed.
 
-    Raises:
-        EditError: a field is of the wrong type, is blank, or contradicts another one.
+    Raises EditError if a field is of the wrong type, is blank, or contradicts another one.
     """
 
     prompt: str = ""
@@ -106,8 +104,7 @@ class Edit:
         if self.aliases and self.subject is None:
             raise EditError("field 'aliases': other names were given and no 'subject' that they are names of; add it")
         if self.subject is not None:
-            self._set("subject", self.subject.strip())
-        self._check_subject()
+            self._set("subject", self._written(self.subject.strip()))
         self._check_time()
         asked = (self.prompt, *(message.content for message in self.messages[-1:]), *self.paraphrases)
         _check_apart("locality", self.locality, asked, "asks for the edited fact")
@@ -127,48 +124,35 @@ class Edit:
             if getattr(self, name) is not None:
                 checked_text(name, getattr(self, name))
 
-    def _check_subject(self) -> None:
-        if self.subject is None:
-            return
-        written = as_written(self.subject, self.prompt)
+    def _written(self, subject: str) -> str:
+        written = as_written(subject, self.prompt)
         if written is not None:
-            self._set("subject", written)
-            return
-        start = self.prompt.casefold().find(self.subject.casefold())
-        written = self.prompt[start : start + len(self.subject)]
-        hint = f"did you mean {written!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
-        raise EditError(
-            f"field 'subject': {self.subject!r} does not occur in the prompt {shortened(self.prompt)}; {hint}"
-        )
+            return written
+        start = self.prompt.casefold().find(subject.casefold())
+        like = self.prompt[start : start + len(subject)]
+        hint = f"did you mean {like!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
+        raise EditError(f"field 'subject': {subject!r} does not occur in the prompt {shortened(self.prompt)}; {hint}")
 
     def _check_time(self) -> None:
-        if self.time is None:
-            return
         try:
-            datetime.fromisoformat(self.time)
+            _ = self.time and datetime.fromisoformat(self.time)
         except ValueError:
-            raise EditError(
-                f"field 'time': {self.time!r} was given, an ISO 8601 time was expected, "
-                "such as 2025-01-31T12:00:00+00:00"
-            ) from None
+            wanted = "an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"
+            raise EditError(f"field 'time': {self.time!r} was given, {wanted}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON values, without empty optional fields."""
-        return {
-            field.name: _listed(value) if isinstance(value, tuple) else value
-            for field in fields(self)
-            if (value := getattr(self, field.name)) != field.default
-        }
+        found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        lists = {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
+        messages = {"messages": [message._asdict() for message in self.messages]} if self.messages else {}
+        return found | lists | messages
 
     @classmethod
     def from_text(cls, statement: str, **fields_: Any) -> Edit:
         """The edit of a statement such as "The capital of France is Lyon.": the text up to its verb is the prompt, the
-        rest is the target.
+        rest is the target. fields_: further fields of the edit.
 
-        fields_: further fields of the edit.
-
-        Raises:
-            EditError: no verb was found, or what `Edit` itself refuses.
+        Raises EditError where no verb is found, or as `Edit` itself does.
         """
         text = checked_text("statement", statement).strip()
         body = text.rstrip(".!").rstrip()
@@ -182,25 +166,14 @@ class Edit:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Edit:
-        """The edit that `to_dict` wrote.
-
-        Raises:
-            EditError: no mapping, an unknown or missing field, or what `Edit` itself refuses.
-        """
-        check_object("edit", mapping)
-        check_known("", mapping, _EDIT_FIELDS)
-        for name in ("target",) if "messages" in mapping else ("prompt", "target"):
-            if name not in mapping:
-                raise missing(name, mapping)
+        """The edit that `to_dict` wrote. Raises EditError for an unknown or missing field, and as `Edit` does."""
+        in_chat = isinstance(mapping, Mapping) and "messages" in mapping
+        check_fields("edit", mapping, _EDIT_FIELDS, ("target",) if in_chat else ("prompt", "target"))
         return cls(**mapping)
 
 
 def as_edit(value: Edit | Mapping[str, Any] | str) -> Edit:
-    """An edit as it is, or of its fields (`Edit.from_dict`), or of a statement (`Edit.from_text`).
-
-    Raises:
-        EditError: anything else, or what these refuse.
-    """
+    """An edit as it is, or of its fields (`Edit.from_dict`), or of a statement (`Edit.from_text`). Raises EditError."""
     if isinstance(value, Edit):
         return value
     if isinstance(value, str):
@@ -218,8 +191,7 @@ def as_edit(value: Edit | Mapping[str, Any] | str) -> Edit:
 class Record:
     """An edit together with the prompts that measure it. Fitting may use `edit` alone.
 
-    Raises:
-        EditError: a field is of the wrong type or blank, or a test prompt is one that fitting may use.
+    Raises EditError if a field is of the wrong type or blank, or a test prompt is one that fitting may use.
     """
 
     edit: Edit
@@ -262,20 +234,15 @@ class Record:
         _check_apart("test.neighbours", self.neighbours, asked, "asks for the edited fact")
 
     def _check_probes(self) -> None:
-        if not isinstance(self.probes, list | tuple) or not all(isinstance(probe, Probe) for probe in self.probes):
-            raise EditError(f"field 'test.probes': {given(self.probes)} was given, a list of probes was expected")
-        object.__setattr__(self, "probes", tuple(self.probes))
+        object.__setattr__(self, "probes", checked_list("test.probes", self.probes, "probes", Probe))
         fitted = {self.edit.prompt, *self.edit.paraphrases, *self.edit.locality}
         for place, probe in enumerate(self.probes):
-            if probe.kind in ASKS_THE_EDIT:
-                continue
-            for query in probe.queries:
-                if query.prompt in fitted:
-                    name = f"test.probes[{place}]"
-                    raise EditError(
-                        f"field {name!r}: a probe of {probe.kind} asks {shortened(query.prompt)}, which may be used "
-                        "for fitting; keep it in one place only"
-                    )
+            asked = () if probe.kind in ASKS_THE_EDIT else [q.prompt for q in probe.queries if q.prompt in fitted]
+            for prompt in asked:
+                raise EditError(
+                    f"field 'test.probes[{place}]': a probe of {probe.kind} asks {shortened(prompt)}, which may be "
+                    "used for fitting; keep it in one place only"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The record in the project's own JSON shape; `source`, which is of one reading, is not in it."""
@@ -288,17 +255,13 @@ class Record:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Record:
-        """The record that `to_dict` wrote.
-
-        Raises:
-            EditError: what `Edit.from_dict` or `Record` refuses; fields of the test part as `test.NAME`.
-        """
-        check_object("record", mapping)
+        """The record that `to_dict` wrote. Raises EditError as `Edit.from_dict` and `Record` do."""
+        check_fields("record", mapping, OWN_FIELDS)
         edit = Edit.from_dict({name: value for name, value in mapping.items() if name != "test"})
         test = mapping.get("test", {})
-        check_object("test", test)
-        check_known("test.", test, (*_PROMPT_LISTS, "probes", *_TEST_TEXTS))
-        return cls(edit=edit, **(test | {"probes": _probes(test.get("probes", ()))}))
+        check_fields("test", test, (*_PROMPT_LISTS, "probes", *_TEST_TEXTS), prefix="test.")
+        probes = parsed_list("test.probes", test.get("probes", ()), "probes", Probe.from_dict)
+        return cls(edit=edit, **(test | {"probes": probes}))
 
 
 _EDIT_FIELDS = tuple(field.name for field in fields(Edit))
@@ -310,20 +273,6 @@ COLUMNS = (*OWN_FIELDS, *(f"test.{name}" for name in (*_PROMPT_LISTS, "probes", 
 """Fields of a record that may have a column of their own."""
 LIST_COLUMNS = ("aliases", "paraphrases", "locality", *(f"test.{name}" for name in _PROMPT_LISTS))
 """Those that hold lists of texts."""
-
-
-def _probes(value: object) -> tuple[Probe, ...]:
-    if not isinstance(value, list | tuple):
-        raise EditError(f"field 'test.probes': {given(value)} was given, a list of probes was expected")
-    probes = []
-    for place, mapping in enumerate(value):
-        with within(f"test.probes[{place}]"):
-            probes.append(Probe.from_dict(mapping))
-    return tuple(probes)
-
-
-def _listed(values: Sequence[object]) -> list[object]:
-    return [value._asdict() if isinstance(value, Message) else value for value in values]
 
 
 def texts_of(edit: Edit) -> Iterator[tuple[str, str]]:
@@ -355,10 +304,8 @@ def check_one_namespace(edits: Iterable[Edit]) -> None:
 
 def checked_messages(value: object) -> tuple[Message, ...]:
     """A conversation that ends with the user's question, or an empty one. Raises EditError."""
-    if not isinstance(value, list | tuple):
-        raise EditError(f"field 'messages': {given(value)} was given, a list of messages was expected")
     found = []
-    for place, message in enumerate(value):
+    for place, message in enumerate(checked_list("messages", value, "messages")):
         fields_ = message._asdict() if isinstance(message, Message) else message
         if not isinstance(fields_, Mapping) or set(fields_) != {"role", "content"} or fields_["role"] not in ROLES:
             raise EditError(
@@ -379,11 +326,7 @@ def content_id(edit: Edit) -> str:
 
 
 def check_unique(edits: Sequence[Edit]) -> None:
-    """Refuse edits of which two have one id.
-
-    Raises:
-        EditError: naming the id and both positions, counted from 0.
-    """
+    """Raises EditError for two edits of one id, naming it and both positions, counted from 0."""
     first: dict[str, int] = {}
     for position, edit in enumerate(edits):
         if edit.id in first:
@@ -394,27 +337,16 @@ def check_unique(edits: Sequence[Edit]) -> None:
         first[edit.id] = position
 
 
-def check_lengths(
-    edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0
-) -> None:
-    """Refuse an edit that a model cannot see whole.
+def check_lengths(edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0) -> None:
+    """Raises EditError where a prompt or a paraphrase with the target, or a locality prompt, exceeds the context.
 
-    Args:
-        edits: what is to be applied.
-        count_tokens: how many tokens a text has, special tokens counted as the model will see them.
-        context: how many tokens the model sees at once.
-        reserve: tokens kept free, for what ends a target or goes before a prompt.
-
-    Raises:
-        EditError: a prompt or a paraphrase with the target, or a locality prompt, is longer than that.
+    count_tokens: of a text, special tokens counted as the model will see them. reserve: tokens kept free, for what ends
+    a target or goes before a prompt.
     """
     for edit in edits:
-        target = f" {edit.target}"
-        whole = {"field 'target': with the prompt it": edit.prompt + target}
-        for place, text in enumerate(edit.paraphrases):
-            whole[f"field 'target': with paraphrases[{place}] it"] = text + target
-        for place, text in enumerate(edit.locality):
-            whole[f"field 'locality[{place}]': it"] = text
+        asked = {"the prompt": edit.prompt} | {f"paraphrases[{i}]": text for i, text in enumerate(edit.paraphrases)}
+        whole = {f"field 'target': with {name} it": f"{text} {edit.target}" for name, text in asked.items()}
+        whole |= {f"field 'locality[{i}]': it": text for i, text in enumerate(edit.locality)}
         for subject, text in whole.items():
             tokens = count_tokens(text)
             if tokens + reserve > context:
@@ -425,7 +357,6 @@ def check_lengths(
 
 
 def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: str) -> None:
-    """Refuse a prompt that would count on both sides."""
     for place, prompt in enumerate(prompts):
         if prompt in others:
             raise EditError(f"field {f'{name}[{place}]'!r}: {shortened(prompt)} also {why}; keep it in one place only")

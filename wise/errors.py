@@ -1,17 +1,5 @@
 """Every error that wise raises on purpose, and the checks of text from outside that raise `EditError`.
 
-    WiseError
-    ├── ConfigError          (ValueError)    a setting is missing, unknown or out of range
-    ├── UnsupportedModelError(ValueError)    the model has no feed-forward layer that can be wrapped
-    ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
-    ├── WorkerError          (RuntimeError)  processes that fit edits died again and again
-    ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
-    ├── StartError           (RuntimeError)  the service cannot start, since its engine or its store fails
-    └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
-        ├── MissingError                     there is no store at a place
-        ├── RefusedError                     a version contradicts itself: the same will be refused again
-        └── ConflictError                    what was asked for does not fit what the store holds by now
-
 A message says what was given, what was expected and what to do about it. Nothing has been changed when one of these is
 raised. A message about a field names the field first, so that a reader can put the file and the line before it.
 """
@@ -19,12 +7,13 @@ raised. A message about a field names the field first, so that a reader can put 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from reprlib import repr as shortened
-from typing import Any
+from typing import Any, TypeVar
+
+Parsed = TypeVar("Parsed")
 
 
 class WiseError(Exception):
@@ -83,11 +72,7 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
 
 
 def checked_text(name: str, value: object) -> str:
-    """`value`, where it is text that a tokenizer can take and that is not blank.
-
-    Raises:
-        EditError: naming the field `name`.
-    """
+    """`value`, where it is text that a tokenizer can take and that is not blank. Raises EditError, naming the field."""
     if not isinstance(value, str):
         raise EditError(f"field {name!r}: {given(value)} was given, text was expected")
     if not value.strip():
@@ -108,8 +93,6 @@ _BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
 """What Unicode counts among letters, marks and symbols, and nobody sees."""
 _SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU")
 """Alphabets with letters that look like those of another one of them."""
-
-
 _LATIN_LIKE = frozenset("асеорхуіјѕһӏԁԛԝАВЕКМНОРСТХУІЈЅԌԚԜӀαονρυικχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ")
 """Cyrillic and Greek letters that look like Latin ones."""
 
@@ -117,9 +100,8 @@ _LATIN_LIKE = frozenset("асеорхуіјѕһӏԁԛԝАВЕКМНОРСТХУ�
 def checked_namespace(value: object) -> str:
     """A namespace as it is stored: in NFC. Two names that look the same are the same, or one of them is refused.
 
-    Raises:
-        EditError: it is too long, has a blank at an end, a character that is not seen or that has a plainer form, or
-            letters that can be taken for those of another alphabet.
+    Raises EditError if it is too long, has a blank at an end, a character that is not seen or that has a plainer form,
+    or letters that can be taken for those of another alphabet.
     """
     return _checked_namespace(checked_text("namespace", value))
 
@@ -148,14 +130,27 @@ def _checked_namespace(value: str) -> str:
 
 
 def checked_prompts(name: str, value: object) -> tuple[str, ...]:
-    """A list of prompts as a tuple, spaces after them taken off.
+    """A list of prompts as a tuple, spaces after them taken off. Raises EditError, naming the place (`locality[2]`)."""
+    listed = checked_list(name, value, "texts")
+    return tuple(checked_text(f"{name}[{place}]", text).rstrip(" ") for place, text in enumerate(listed))
 
-    Raises:
-        EditError: naming the field and the place, such as `paraphrases[2]`.
-    """
-    if not isinstance(value, list | tuple):
-        raise EditError(f"field {name!r}: {given(value)} was given, a list of texts was expected")
-    return tuple(checked_text(f"{name}[{place}]", text).rstrip(" ") for place, text in enumerate(value))
+
+def checked_list(name: str, value: object, what: str, kind: type = object) -> tuple[Any, ...]:
+    """A list as a tuple. Raises EditError, naming the field, for anything else, or items that are not of a kind."""
+    if not isinstance(value, list | tuple) or not all(isinstance(item, kind) for item in value):
+        raise EditError(f"field {name!r}: {given(value)} was given, a list of {what} was expected")
+    return tuple(value)
+
+
+def parsed_list(name: str, value: object, what: str, parse: Callable[[Any], Parsed]) -> tuple[Parsed, ...]:
+    """A list, each item parsed. Raises EditError, naming the place before what `parse` refuses."""
+    found = []
+    for place, item in enumerate(checked_list(name, value, what)):
+        try:
+            found.append(parse(item))
+        except EditError as error:
+            raise EditError(f"field {f'{name}[{place}]'!r}: {error}") from None
+    return tuple(found)
 
 
 def given(value: object) -> str:
@@ -175,21 +170,17 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "") or "none"
 
 
-def check_object(name: str, value: object) -> None:
+def check_fields(name: str, value: object, known: Sequence[str], needed: Sequence[str] = (), prefix: str = "") -> None:
+    """Raises EditError for what is no object, has a field that is not known, or lacks one that is needed."""
     if not isinstance(value, Mapping):
         raise EditError(f"field {name!r}: {given(value)} was given, an object of fields was expected")
+    check_known(prefix, value, known)
+    for field in needed:
+        if field not in value:
+            raise missing(field, value)
 
 
 def check_known(prefix: str, mapping: Mapping[str, Any], known: Sequence[str]) -> None:
     for name in mapping:
         if name not in known:
             raise EditError(f"field {f'{prefix}{name:.80}'!r}: unknown; {did_you_mean(f'{name:.80}', known)}")
-
-
-@contextmanager
-def within(name: str) -> Iterator[None]:
-    """Puts the field `name` before an `EditError` that is about a part of it."""
-    try:
-        yield
-    except EditError as error:
-        raise EditError(f"field {name!r}: {error}") from None

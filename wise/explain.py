@@ -128,62 +128,42 @@ class GeneratedIds:
     prompt_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Provenance:
-    """Finds the routes of texts that one wrapped model has read, with the memory in place."""
+@torch.no_grad()
+def explained(
+    texts: Sequence[GeneratedIds], *, model: PreTrainedModel, layer: SideMemoryLayer, memory: SideMemory | None,
+    state: MemoryState, decode: Callable[[int], str],
+) -> tuple[RowRoutes, ...]:
+    """The routes of texts that a wrapped model has read, with the memory of a state in place.
 
-    model: PreTrainedModel
-    layer: SideMemoryLayer
-    memory: SideMemory | None
-    state: MemoryState
-    """What the memory was assembled from."""
-    decode: Callable[[int], str]
-
-    def explain(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
-        """Raises ConfigError where the model gives NaN."""
-        parts = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        return tuple(routes for part in parts for routes in self._explained(part))
-
-    @torch.no_grad()
-    def _explained(self, texts: Sequence[GeneratedIds]) -> list[RowRoutes]:
-        memory = self.memory
-        if memory is None:
-            return [self._silent(text) for text in texts]
-        activation = read_rows(self.model, self.layer, [text.ids for text in texts])
+    Raises ConfigError where the model gives NaN.
+    """
+    if memory is None:
+        return tuple(_silent(text, decode) for text in texts)
+    rows = []
+    for start in range(0, len(texts), BATCH):
+        part = texts[start : start + BATCH]
+        activation = read_rows(model, layer, [text.ids for text in part])
         shape = activation.shape[:2]
-        route, evidence = memory.route(activation), memory.evidence(activation)
-        rows = []
-        for i, text in enumerate(texts):
+        seen = (*memory.route(activation)[:3], *memory.evidence(activation))
+        for i, text in enumerate(part):
             read = slice(0, len(text.ids) - 1)
+            slot, score, threshold, *evidence = (tensor.view(shape)[i, read].cpu() for tensor in seen)
+            near = None  # without keys, and in `hybrid`, whose decisions name the closest edit themselves
+            if state.keys and isinstance(state.key_space, KeySpace):
+                near = key_diagnostics(state, memory, activation[i]).select(read)
             row = _RowRouter(
-                text=text,
-                state=self.state,
-                route=Route(
-                    slot=route.slot.view(shape)[i, read].cpu(),
-                    score=route.score.view(shape)[i, read].cpu(),
-                    threshold=route.threshold.view(shape)[i, read].cpu(),
-                    delta=None,
-                ),
-                evidence=Evidence(*(part.view(shape)[i, read].cpu() for part in evidence)),
-                near=self._near(memory, activation[i], read),
-                whole=isinstance(memory.router, ActivationRouter),
+                text=text, state=state, route=Route(slot, score, threshold, None), evidence=Evidence(*evidence),
+                near=near, whole=isinstance(memory.router, ActivationRouter),
             )
-            rows.append(row.routes(self.decode))
-        return rows
+            rows.append(row.routes(decode))
+    return tuple(rows)
 
-    def _near(self, memory: SideMemory, activation: Tensor, read: slice) -> KeyDiagnostics | None:
-        """None without keys, and in `hybrid`, whose decisions name the closest edit themselves."""
-        if not self.state.keys or not isinstance(self.state.key_space, KeySpace):
-            return None
-        return key_diagnostics(self.state, memory, activation).select(read)
 
-    def _silent(self, text: GeneratedIds) -> RowRoutes:
-        pairs = zip(text.columns[:-1], text.ids[:-1], strict=True)
-        tokens = tuple(
-            TokenRoute(place=place, token=self.decode(i), score=0.0, threshold=float("inf"), fired=None, missed=None)
-            for place, i in pairs
-        )
-        return RowRoutes(tokens=tokens, prompt_tokens=text.prompt_tokens, missed=None, missed_at=None)
+def _silent(text: GeneratedIds, decode: Callable[[int], str]) -> RowRoutes:
+    read = zip(text.columns[:-1], text.ids[:-1], strict=True)
+    nothing: dict[str, Any] = {"score": 0.0, "threshold": float("inf"), "fired": None, "missed": None}
+    tokens = tuple(TokenRoute(place=place, token=decode(token), **nothing) for place, token in read)
+    return RowRoutes(tokens=tokens, prompt_tokens=text.prompt_tokens, missed=None, missed_at=None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -213,13 +193,9 @@ class _RowRouter:
             )
             for token, spoke in enumerate(opened)
         )
-        at, missed = self._nearest_of_others(fired) if self.near is not None else self._nearest_decision(chosen, fired)
-        return RowRoutes(
-            tokens=tokens,
-            prompt_tokens=self.text.prompt_tokens,
-            missed=missed,
-            missed_at=None if at is None else self.text.columns[at],
-        )
+        at, missed = self._nearest_of_others(chosen, fired)
+        missed_at = None if at is None else self.text.columns[at]
+        return RowRoutes(tokens=tokens, prompt_tokens=self.text.prompt_tokens, missed=missed, missed_at=missed_at)
 
     def _chosen(self, token: int, key: int) -> Claim | None:
         """The edit that the router compared; None if it compared none."""
@@ -230,40 +206,32 @@ class _RowRouter:
             key = int(self.near.rank[token].argmax())
         return self._claim(key, float(self.evidence.value[token]), slot)
 
-    def _nearest_decision(
-        self, chosen: Sequence[Claim | None], fired: set[str | None]
-    ) -> tuple[int | None, Claim | None]:
-        """Over all tokens, the closest of the edits that were compared and not active."""
-        others = [(c.evidence, -n, n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
-        if not others or self.whole:
-            return None, None
-        _, _, token, claim = max(others, key=lambda one: one[:2])
-        return token, claim
-
     def _second(self, token: int, first: Claim | None) -> Claim | None:
         """The edit that the router would have compared without the first."""
         if self.near is None or self.whole or first is None:
             return None
         rank = self.near.rank[token].masked_fill(self._keys_of({first.edit}), -torch.inf)
         key = int(rank.argmax())
-        return self._by_key(token, key) if rank[key] > -torch.inf else None
+        return self._by_key(self.near, token, key) if rank[key] > -torch.inf else None
 
-    def _nearest_of_others(self, fired: set[str | None]) -> tuple[int | None, Claim | None]:
-        """Over all tokens, the closest of the edits that were not active."""
-        if self.near is None or not len(self.near.evidence) or (self.whole and fired):
+    def _nearest_of_others(
+        self, chosen: Sequence[Claim | None], fired: set[str | None]
+    ) -> tuple[int | None, Claim | None]:
+        """Over all tokens, the closest of the edits that were not active; without keys, of those that were compared."""
+        if self.near is None:
+            others = [(c.evidence, -n, c) for n, c in enumerate(chosen) if c is not None and c.edit not in fired]
+            _, place, claim = max(others, key=lambda one: one[:2], default=(0, None, None))
+            return (None, None) if place is None or self.whole else (-place, claim)
+        if not len(self.near.evidence) or (self.whole and fired):
             return None, None
         near = self.near.evidence.masked_fill(self._keys_of(fired), -torch.inf)
         token = int(near.max(-1).values.argmax())
         if near[token].max() == -torch.inf:
             return None, None
-        if self.whole:
-            return token, self._chosen(token, -1)
-        return token, self._by_key(token, int(near[token].argmax()))
+        return token, chosen[token] if self.whole else self._by_key(self.near, token, int(near[token].argmax()))
 
-    def _by_key(self, token: int, key: int) -> Claim:
-        if self.near is None:
-            raise RuntimeError("there are no keys")
-        return self._claim(key, float(self.near.evidence[token, key]), self._slots[self.state.key_owners[key]])
+    def _by_key(self, near: KeyDiagnostics, token: int, key: int) -> Claim:
+        return self._claim(key, float(near.evidence[token, key]), self._slots[self.state.key_owners[key]])
 
     def _claim(self, key: int, evidence: float, slot: int) -> Claim:
         held = self.state.slots[slot].edit_ids
@@ -271,7 +239,6 @@ class _RowRouter:
         return Claim(edit=edit, slot=slot, evidence=evidence)
 
     def _keys_of(self, edits: set[str | None]) -> Tensor:
-        """`[n]` bool."""
         return torch.tensor([owner in edits for owner in self.state.key_owners])
 
     @cached_property
@@ -314,7 +281,7 @@ def prompt_ids(args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
 def generated_ids(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any], output: Any) -> list[GeneratedIds]:
     """One text for each sequence of `output`, beams and repeated prompts apart.
 
-    ids: `[batch, seq]` of the prompts; given: what else `generate` was given.
+    ids: `[batch, seq]` of the prompts. given: what else `generate` was given.
     """
     sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
     stops, pad = _ids(model, given, "eos_token_id"), _ids(model, given, "pad_token_id")
@@ -344,9 +311,9 @@ def _mask(ids: Tensor, given: Tensor | None, stops: set[int], pad: set[int]) -> 
     """`[batch, seq]` bool: the tokens that are no pads. Without a given mask, as transformers guesses it."""
     if given is not None:
         return given.bool().cpu()
-    if pad and not pad & stops and bool(torch.isin(ids.cpu(), torch.tensor(sorted(pad))).any()):
-        return ~torch.isin(ids.cpu(), torch.tensor(sorted(pad)))
-    return torch.ones(ids.shape, dtype=torch.bool)
+    if not pad or pad & stops:
+        return torch.ones(ids.shape, dtype=torch.bool)
+    return ~torch.isin(ids.cpu(), torch.tensor(sorted(pad)))
 
 
 def _ids(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> set[int]:
@@ -357,7 +324,6 @@ def _ids(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> set[int
 
 
 def _setting(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> Any:
-    """A setting of the call, or of its configuration, or of the model's."""
     if given.get(name) is not None:
         return given[name]
     own: Any = getattr(given.get("generation_config"), name, None)

@@ -54,16 +54,15 @@ class Line:
 
 def open_reader(place: str) -> Store:
     """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
+    with suppress(MissingError):
+        return Store.open(place, writer=False)
     try:
-        return Store.open(place, writer=False)
-    except MissingError:
-        try:
-            Store.open(place).close()
-        except StoreError as error:  # maybe another process was making it
-            with suppress(MissingError):
-                return Store.open(place, writer=False)
-            raise error from None
-        return Store.open(place, writer=False)
+        Store.open(place).close()
+    except StoreError as error:  # maybe another process was making it
+        with suppress(MissingError):
+            return Store.open(place, writer=False)
+        raise error from None
+    return Store.open(place, writer=False)
 
 
 def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
@@ -80,10 +79,8 @@ def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
 
 
 def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow: bool) -> Iterator[Line]:
-    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end.
-
-    Raises ConfigError where the file is not the one that was read before, or was cut.
-    """
+    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end. Raises
+    ConfigError where the file is not the one that was read before, or was cut."""
     check_file(file)
     with file.open("rb") as stream:
         place = 0
@@ -112,10 +109,8 @@ def rows_of(path: Path) -> Iterator[Line]:
 
 
 def lines_of_url(url: str) -> Iterator[Line]:
-    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone.
-
-    Raises ConfigError, which names neither of them, where it cannot be reached.
-    """
+    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone. Raises
+    ConfigError, which names neither of them, where it cannot be reached."""
     try:
         parts = urlsplit(url)
         user, at, host = parts.netloc.rpartition("@")
@@ -130,12 +125,8 @@ def lines_of_url(url: str) -> Iterator[Line]:
 
 
 def lines_of_stream(stream: IO[bytes], place: int = 0, *, at_end: bool = True) -> Iterator[Line]:
-    """Lines that are not blank, until the stream ends.
-
-    place: offset of its next byte. at_end: its end is the end of its last line; else a line without an end is put back.
-
-    Raises ConfigError for a line without end.
-    """
+    """Lines that are not blank, until the stream ends. place: offset of its next byte. at_end: its end is the end of
+    its last line; else a line without an end is put back. Raises ConfigError for a line without end."""
     while data := stream.readline(LONGEST_LINE + 1):
         if len(data) > LONGEST_LINE:
             raise ConfigError(f"the line at byte {place} is longer than {LONGEST_LINE} bytes: JSON lines were expected")
@@ -167,27 +158,19 @@ class Ingestion:
         key = line.key(self._name)
         if self._store.journal.tickets(key=key, limit=1):
             return "known"
-        requests = self._requests(line)
-        if not requests:
-            return "skipped"
-        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
-        if not wanted:
-            return "known"
-        self._store.enqueue(wanted, key=key)
-        return "taken"
-
-    def _requests(self, line: Line) -> list[EditRequest]:
         self._rows += 1
         row = object_of(line.data)
         kept = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
-        return [EditRequest(edit=record.edit, **kept) for record in records]
+        requests = [EditRequest(edit=record.edit, **kept) for record in records]
+        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
+        if wanted:
+            self._store.enqueue(wanted, key=key)
+        return "taken" if wanted else "known" if requests else "skipped"
 
     def _is_latest(self, request: EditRequest) -> bool:
-        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id.
-
-        An id that the line gives must be the same too.
-        """
+        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id. An
+        id that the line gives must be the same too."""
         for ticket in self._store.journal.tickets(since=self._last):
             self._tickets_on.setdefault(_question(ticket.edit), []).append(ticket.number)
             self._last = ticket.number

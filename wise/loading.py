@@ -56,10 +56,8 @@ def check_device(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a model is loaded and in which precision. What is None is as the folder says, on the CPU.
-
-    Raises ConfigError for a value that is not known, or two that exclude each other.
-    """
+    """Where a model is loaded and in which precision. What is None is as the folder says, on the CPU. Raises
+    ConfigError for a value that is not known, or two that exclude each other."""
 
     device: str | None = None
     """Of torch, such as `cuda` or `cuda:1`."""
@@ -82,9 +80,7 @@ class Placement:
         self._parsed_map()
         library = None if self.quantization is None else QUANTIZATIONS[self.quantization]
         if library is not None and find_spec(library) is None:
-            raise ConfigError(
-                f"--quantization {self.quantization}: {library} is not installed: {QUANTIZATION_NEEDS}"
-            )
+            raise ConfigError(f"--quantization {self.quantization}: {library} is not installed: {QUANTIZATION_NEEDS}")
 
     def _parsed_map(self) -> str | dict[str, int | str] | None:
         if self.device_map is None or self.device_map in DEVICE_MAPS:
@@ -136,10 +132,8 @@ DEFAULT_PLACEMENT = Placement()
 def load_model(
     name: str | None, *, threads: int | None = None, placement: Placement = DEFAULT_PLACEMENT
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer. name: a folder or hub id; None is the demo model.
-
-    Raises ConfigError if there is none, no such device, or what its quantization needs is not installed.
-    """
+    """A causal LM and its tokenizer. name: a folder or hub id; None is the demo model. Raises ConfigError if there is
+    none, no such device, or what its quantization needs is not installed."""
     from transformers import AutoTokenizer
 
     from wise.demo import model_path
@@ -152,31 +146,29 @@ def load_model(
         tokenizer = AutoTokenizer.from_pretrained(source)
     except NO_TOKENIZER as error:
         raise _no_model(source, error) from error
-    return _causal_lm(source, arguments), tokenizer
+    return _causal_lm(source, **arguments), tokenizer
 
 
 def load_base(source: str | PathLike[str], *, revision: str | None = None, dtype: str = "auto") -> PreTrainedModel:
-    """The causal LM at a folder or hub id. Only safetensors are read, and no code that comes with a model is run.
-
-    Raises ConfigError if there is none.
-    """
+    """The causal LM at a folder or hub id, from safetensors alone, without its code. Raises ConfigError."""
     _check_folder(source)
-    return _causal_lm(str(source), {"revision": revision or "main", "dtype": dtype})
+    return _causal_lm(str(source), revision=revision or "main", dtype=dtype)
 
 
 def _check_folder(source: str | PathLike[str]) -> None:
-    name = str(source)
-    if (_is_path(name) or isinstance(source, PathLike)) and not Path(name).is_dir():
-        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
     from wise.memory.bounded_file import unfetched
 
-    for file in sorted(Path(name).glob("*.*")):
-        pointer = unfetched(file) if file.is_file() else None
-        if pointer is not None and file.suffix in MODEL_FILES:
+    name, folder = str(source), Path(source)
+    is_hub_id = not name.startswith((".", "~")) and not folder.is_absolute() and name.count("/") <= 1
+    if (isinstance(source, PathLike) or not is_hub_id) and not folder.is_dir():
+        raise ConfigError(f"model {name!r}: no such folder; give one that holds a causal LM, or a hub id")
+    for file in sorted(folder.glob("*.*")):
+        pointer = unfetched(file) if file.is_file() and file.suffix in MODEL_FILES else None
+        if pointer is not None:
             raise ConfigError(f"model {name!r}: {file.name} {pointer}")
 
 
-def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
+def _causal_lm(source: str, **arguments: Any) -> PreTrainedModel:
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
@@ -184,9 +176,7 @@ def _causal_lm(source: str, arguments: dict[str, Any]) -> PreTrainedModel:
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(source, use_safetensors=True, **arguments)
     except ImportError as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"model {source!r}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})"
-        ) from error
+        raise ConfigError(f"model {source!r}: {reason} (for bitsandbytes and torchao: {QUANTIZATION_NEEDS})") from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise _no_model(source, error) from error
     return model
@@ -200,10 +190,7 @@ def _no_model(source: str, error: BaseException) -> ConfigError:
 
 
 def load_tokenizer(model: PreTrainedModel) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, in the folder or at the hub id that it was loaded from.
-
-    Raises ConfigError if there is none.
-    """
+    """The tokenizer at the folder or hub id that a model was loaded from. Raises ConfigError if there is none."""
     from transformers import AutoTokenizer
 
     name = str(getattr(model, "name_or_path", ""))
@@ -232,10 +219,8 @@ def named_base(base: Fingerprint) -> PreTrainedModel:
 
 
 def transformers_model(model: Any) -> Any:
-    """The model of transformers inside a model of peft; any other model itself.
-
-    Raises UnsupportedModelError for what is no model to generate with, and for adapters that are no part of the layers.
-    """
+    """The model of transformers inside a model of peft; any other model itself. Raises UnsupportedModelError for what
+    is no model to generate with, and for adapters that are no part of the layers."""
     from torch import nn
 
     peft: Any = sys.modules.get("peft")
@@ -269,8 +254,3 @@ def check_tokenizer(tokenizer: Any) -> None:
 
 def _first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
-
-
-def _is_path(name: str) -> bool:
-    """Whether a name cannot be a hub id, `owner/name`."""
-    return name.startswith((".", "~")) or Path(name).is_absolute() or name.count("/") > 1

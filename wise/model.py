@@ -29,20 +29,12 @@ from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Conversation, Edit, as_edit, conversations
 from wise.errors import ArtifactError, ConfigError, EditError, UnsupportedModelError
-from wise.explain import Answer, GeneratedIds, Provenance, generated_ids, prompt_ids
+from wise.explain import Answer, GeneratedIds, RowRoutes, explained, generated_ids, prompt_ids
 from wise.loading import check_tokenizer, loaded, transformers_model
+from wise.memory import modules
 from wise.memory.base_watch import REMEDY, BaseState, BaseWatch
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.layer import SideMemoryLayer, as_child
-from wise.memory.modules import (
-    completed,
-    evaluating,
-    execution_device,
-    inside_adapters,
-    put_module,
-    recorded_inputs,
-    restoring,
-)
 from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
@@ -98,7 +90,7 @@ class WiseModel(nn.Module):
             raise UnsupportedModelError("this model is wrapped already: call unwrap() on it first")
         check_supported(model, config.mode)
         self._target_module: TargetModule = locate(model, config)
-        with evaluating(model):
+        with modules.evaluating(model):
             SplicedModel(model, self._target_module)  # a model on which no edit can be fitted is refused here
             if config.mode == "hybrid":
                 check_cache(model)
@@ -121,14 +113,14 @@ class WiseModel(nn.Module):
         """Name and revision of the base as a loaded memory has them. They stay as they are."""
         self._watch = BaseWatch(model)
         self._reset_caches()
-        place = inside_adapters(model, self._target_module.path)
+        place = modules.inside_adapters(model, self._target_module.path)
         block = model.get_submodule(f"{self._target_module.blocks}.{self._target_module.layer}")
         self._layer = (SideMemoryLayer(model.get_submodule(place), block),)  # in a tuple for the same reason
         self.layer.register_forward_pre_hook(self._watch)
         try:
             if self.inputs is not None and self.inputs.sequences is not None:
                 self.inputs.sequences.attach()
-            put_module(model, place, self.layer)
+            modules.put_module(model, place, self.layer)
         except BaseException:
             self.unwrap()
             raise
@@ -141,8 +133,7 @@ class WiseModel(nn.Module):
         """The states that `snapshot` gave, with the base on which each was verified."""
         self._trainer: tuple[Trainer, BaseState] | None = None
         """With the base that it measured."""
-        self._lock = threading.RLock()
-        """Held by the thread that edits."""
+        self._lock = threading.RLock()  # held by the thread that edits
         self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
@@ -171,11 +162,10 @@ class WiseModel(nn.Module):
 
     def unwrap(self) -> PreTrainedModel:
         """Puts the base's own layer back and returns the model that was wrapped."""
-        path = self._path()
-        if path is not None:
-            completed(lambda: put_module(self.model, path, self.layer.base_module))
+        if (path := self._path()) is not None:
+            modules.completed(lambda: modules.put_module(self.model, path, self.layer.base_module))
         if self.inputs is not None and self.inputs.sequences is not None:
-            completed(self.inputs.sequences.remove)
+            modules.completed(self.inputs.sequences.remove)
         return self._outer[0]
 
     @property
@@ -212,7 +202,7 @@ class WiseModel(nn.Module):
         if ids is None:
             return output
         with self.evaluating():
-            return output, self._provenance().explain(generated_ids(self.model, ids, kwargs, output))
+            return output, self._explained(generated_ids(self.model, ids, kwargs, output))
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -263,7 +253,7 @@ class WiseModel(nn.Module):
 
     def _is_current(self, trainer: Trainer, base: BaseState) -> bool:
         """Whether a trainer fits the model's device and dtype, the base as it is, and the space of the live keys."""
-        placed = (trainer.spliced.device, trainer.dtype) == (execution_device(self.model), self.model.dtype)
+        placed = (trainer.spliced.device, trainer.dtype) == (modules.execution_device(self.model), self.model.dtype)
         same = placed and self._watch.difference(base) is None
         return same and self.state.key_space in (None, trainer.key_space)
 
@@ -300,9 +290,7 @@ class WiseModel(nn.Module):
         were verified, since an adapter was switched or it was trained.
         """
         self._check_wrapped()
-        one = isinstance(edits, str | Mapping) or not isinstance(edits, Iterable)
-        several: Iterable[Any] = [edits] if one else edits  # type: ignore[assignment]
-        checked = [as_edit(edit) for edit in several]
+        checked = [as_edit(edit) for edit in _listed(edits, str | Mapping)]
         if not checked:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
         return self._edit(checked, progress=progress or silent)
@@ -317,10 +305,8 @@ class WiseModel(nn.Module):
         self._check_wrapped()
         edit = as_edit(edit)
         if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
-            raise EditError(
-                f"field 'id': no live edit has the id {edit.id!r} or the prompt {edit.prompt!r:.80}; make a new one "
-                "with edit()"
-            )
+            known = f"the id {edit.id!r} or the prompt {edit.prompt!r:.80}"
+            raise EditError(f"field 'id': no live edit has {known}; make a new one with edit()")
         return self._edit([edit], replacing=True)
 
     def _edit(self, edits: Sequence[Edit], **how: Any) -> EditReport:
@@ -343,9 +329,8 @@ class WiseModel(nn.Module):
         """
         self._check_wrapped()
         begun, cpu = time.perf_counter(), time.process_time()
-        one = isinstance(edit_ids, str | Edit) or not isinstance(edit_ids, Iterable)
-        several: Iterable[Any] = [edit_ids] if one else edit_ids  # type: ignore[assignment]
         with self._lock:
+            several = _listed(edit_ids, str | Edit)
             deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
             sharing = self.state.sharing(deleted)
             state, dropped = self.state.without(deleted), tuple[str, ...]()
@@ -354,12 +339,10 @@ class WiseModel(nn.Module):
                 with self.evaluating():
                     state, dropped = self.trainer.delete(self.state, deleted, serve=self._apart)
             self._serve(state, self._watch.verified)
+        rewritten = tuple(i for i in sharing if i not in dropped)
+        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         return DeleteReport(
-            deleted=deleted,
-            rewritten=tuple(i for i in sharing if i not in dropped),
-            dropped=dropped,
-            seconds=time.perf_counter() - begun,
-            cpu_seconds=time.process_time() - cpu,
+            deleted=deleted, rewritten=rewritten, dropped=dropped, seconds=seconds, cpu_seconds=cpu_seconds
         )
 
     def snapshot(self) -> MemoryState:
@@ -389,8 +372,7 @@ class WiseModel(nn.Module):
 
     def _check_base(self) -> None:
         """The base is the one on which the live edits were verified; another one may not say them."""
-        reason = self._watch.difference(self._watch.verified)
-        if reason is not None:
+        if (reason := self._watch.difference(self._watch.verified)) is not None:
             raise EditError(f"{reason}: nothing was edited; {REMEDY}")
 
     def prepare(self) -> None:
@@ -416,13 +398,9 @@ class WiseModel(nn.Module):
 
         with self.evaluating():
             verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, shown)
-        report = PrecisionReport(
-            made_in=made_for.precision,
-            served_in=self.fingerprint().precision,
-            edits=count,
-            lost={edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right},
-            seconds=time.perf_counter() - begun,
-        )
+        lost = {edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right}
+        made, served, seconds = made_for.precision, self.fingerprint().precision, time.perf_counter() - begun
+        report = PrecisionReport(made_in=made, served_in=served, edits=count, lost=lost, seconds=seconds)
         logger.log(logging.WARNING if report.lost else logging.INFO, "%s", report)
         return report
 
@@ -466,27 +444,25 @@ class WiseModel(nn.Module):
                 )
         with self.evaluating():
             out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            rows = [(*prompt, *new) for prompt, new in zip(ids, out, strict=True)]
-            read = [
-                GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=len(prompt))
-                for row, prompt in zip(rows, ids, strict=True)
-            ]
-            routes = self._provenance().explain(read)
+            read = [((*prompt, *new), len(prompt)) for prompt, new in zip(ids, out, strict=True)]
+            routes = self._explained(
+                [GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=count) for row, count in read]
+            )
         return [
             Answer(
                 prompt=question.text,
-                text=self.encoder.answer(row[row_routes.prompt_tokens :], chat=question.chat),
-                tokens=tuple(map(self._token, row)),
-                prompt_tokens=row_routes.prompt_tokens,
-                routes=row_routes,
+                text=self.encoder.answer(new, chat=question.chat),
+                tokens=tuple(map(self._token, (*question.ids, *new))),
+                prompt_tokens=len(question.ids),
+                routes=own,
             )
-            for question, row, row_routes in zip(questions, rows, routes, strict=True)
+            for question, new, own in zip(questions, out, routes, strict=True)
         ]
 
-    def _provenance(self) -> Provenance:
-        memory = self.layer.memory
+    def _explained(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
+        memory, layer = self.layer.memory, self.layer
         state = self._served_by(memory)
-        return Provenance(model=self.model, layer=self.layer, memory=memory, state=state, decode=self._token)
+        return explained(texts, model=self.model, layer=layer, memory=memory, state=state, decode=self._token)
 
     def _token(self, token: int) -> str:
         return str(self.tokenizer.decode([token]))
@@ -494,12 +470,11 @@ class WiseModel(nn.Module):
     @torch.no_grad()
     def route(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Route | None:
         """The route of every token of `[batch, seq]` ids, rows flattened; None without edits."""
-        memory = self.layer.memory
+        memory, device = self.layer.memory, modules.execution_device(self.model)
         if memory is None:
             return None
-        device = execution_device(self.model)
         mask = attention_mask.to(device) if attention_mask is not None else None
-        with recorded_inputs({0: self.layer}) as seen:
+        with modules.recorded_inputs({0: self.layer}) as seen:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
         route: Route = memory.route(seen[0])
         return route
@@ -512,17 +487,15 @@ class WiseModel(nn.Module):
     def _served_by(self, memory: SideMemory | None) -> MemoryState:
         return _EMPTY if memory is None else memory.state or self.state
 
-    @contextmanager
-    def disabled(self) -> Iterator[PreTrainedModel]:
+    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
         """The base answers alone within a `with` block, in all threads."""
-        with self.serving(MemoryState()) as model:
-            yield model
+        return self.serving(MemoryState())
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
         """`state` is served within a `with` block, in all threads; yields the model to ask."""
         memory, before = self._assembled(state), self.layer.memory
-        with restoring(lambda: setattr(self.layer, "memory", before)):
+        with modules.restoring(lambda: setattr(self.layer, "memory", before)):
             self.layer.memory = memory
             yield self.model
 
@@ -543,7 +516,7 @@ class WiseModel(nn.Module):
             self.layer.memory, self.state = memory, state
             self._watch.verified = base if state.edits else None
 
-        completed(put)
+        modules.completed(put)
 
     def start_from(self, state: MemoryState, base: Fingerprint) -> None:
         """Serves a state that was made elsewhere, on `base`, by whose name and revision this model's base then goes.
@@ -572,13 +545,17 @@ class WiseModel(nn.Module):
 
     def evaluating(self) -> AbstractContextManager[None]:
         """Dropout off, and back as it was afterwards."""
-        return evaluating(self.model)
+        return modules.evaluating(self.model)
 
     # -- on disk and on the hub --------------------------------------------------------------
 
     save_pretrained = saving.save_pretrained
     push_to_hub = saving.push_to_hub
     from_pretrained = classmethod(saving.from_pretrained)
+
+
+def _listed(given: Any, single: Any) -> Iterable[Any]:
+    return [given] if isinstance(given, single) or not isinstance(given, Iterable) else given
 
 
 def wrap(

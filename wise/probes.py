@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from wise.errors import EditError, check_known, check_object, checked_text, did_you_mean, given, missing, within
+from wise.errors import EditError, check_fields, checked_list, checked_text, did_you_mean, given, parsed_list
 
 NEEDS = ("any", "all")
 KINDS = (
@@ -36,10 +36,7 @@ OF_A_CASE = ("multi_hop", "single_hops")
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One question; any of its answers is right.
-
-    Raises EditError where the prompt or an answer is no usable text, or there is no answer.
-    """
+    """One question; any of its answers is right. Raises EditError for unusable text, or no answer."""
 
     prompt: str
     answers: tuple[str, ...]
@@ -57,20 +54,14 @@ class Query:
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Query:
         """Raises EditError: no mapping, an unknown or missing field, or what `Query` itself refuses."""
-        check_object("query", mapping)
-        check_known("", mapping, ("prompt", "answers"))
-        for name in ("prompt", "answers"):
-            if name not in mapping:
-                raise missing(name, mapping)
-        return cls(prompt=mapping["prompt"], answers=mapping["answers"])
+        names = ("prompt", "answers")
+        check_fields("query", mapping, names, names)
+        return cls(**mapping)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One thing that is asked, in one or several wordings.
-
-    Raises EditError for a kind or a need that there is not, or no query.
-    """
+    """One thing that is asked, in some wordings. Raises EditError for an unknown kind or need, or no query."""
 
     kind: str
     """One of `KINDS`."""
@@ -86,10 +77,7 @@ class Probe:
                 value = getattr(self, name)
                 raise EditError(f"field {name!r}: {given(value)} is not known; {did_you_mean(str(value), known)}")
         for name in ("queries", "conditions"):
-            value = getattr(self, name)
-            if not isinstance(value, list | tuple) or not all(isinstance(query, Query) for query in value):
-                raise EditError(f"field {name!r}: {given(value)} was given, a list of queries was expected")
-            object.__setattr__(self, name, tuple(value))
+            object.__setattr__(self, name, checked_list(name, getattr(self, name), "queries", Query))
         if not self.queries:
             raise EditError("field 'queries': none was given, at least one was expected")
 
@@ -105,23 +93,7 @@ class Probe:
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Probe:
         """Raises EditError: no mapping, an unknown or missing field, or what `Probe` itself refuses."""
-        check_object("probe", mapping)
-        check_known("", mapping, ("kind", "queries", "need", "conditions"))
-        for name in ("kind", "queries"):
-            if name not in mapping:
-                raise missing(name, mapping)
-        lists = {name: mapping.get(name, ()) for name in ("queries", "conditions")}
-        for name, value in lists.items():
-            if not isinstance(value, list | tuple):
-                raise EditError(f"field {name!r}: {given(value)} was given, a list of queries was expected")
-        queries: dict[str, list[Query]] = {name: [] for name in lists}
-        for name, value in lists.items():
-            for place, query in enumerate(value):
-                with within(f"{name}[{place}]"):
-                    queries[name].append(Query.from_dict(query))
-        return cls(
-            kind=mapping["kind"],
-            need=mapping.get("need", "any"),
-            queries=tuple(queries["queries"]),
-            conditions=tuple(queries["conditions"]),
-        )
+        check_fields("probe", mapping, ("kind", "queries", "need", "conditions"), ("kind", "queries"))
+        lists = {name: mapping[name] for name in ("queries", "conditions") if name in mapping}
+        queries = {name: parsed_list(name, value, "queries", Query.from_dict) for name, value in lists.items()}
+        return cls(**{**mapping, **queries})

@@ -80,11 +80,7 @@ def push_to_hub(
             card = api.hf_hub_download(repo_id, CARD_FILE, revision=revision)
             keep_card(Path(card).parent, memory)
         commit = api.upload_folder(
-            repo_id=repo_id,
-            folder_path=memory,
-            revision=revision,
-            create_pr=create_pr,
-            commit_message=commit_message,
+            repo_id=repo_id, folder_path=memory, revision=revision, create_pr=create_pr, commit_message=commit_message,
             commit_description=commit_description,
         )
     return str(commit)

@@ -20,36 +20,24 @@ NOT_RUN = (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueE
 def check_supported(model: PreTrainedModel, mode: str) -> None:
     """Raises UnsupportedModelError for a base without weights or gradients, compiled as a whole, or split over ranks in
     a way that cannot be edited, with the nearest way that works."""
-    if model.config.is_encoder_decoder:
-        raise UnsupportedModelError(
-            f"this {model.config.model_type} model reads the prompt with an encoder, and wise edits a decoder that "
-            "reads it itself: give a causal LM, such as AutoModelForCausalLM loads"
-        )
-    if execution_device(model).type == "meta":
-        raise UnsupportedModelError(
-            "this model is on the device meta, where tensors hold no values: load its weights, or dispatch it with "
-            "accelerate, before it is wrapped"
-        )
-    if any(parameter.is_inference() for parameter in model.parameters()):
-        raise UnsupportedModelError(
-            "this model was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
-            "outside (torch.no_grad does no harm)"
-        )
-    if hasattr(model, "_orig_mod"):
-        raise UnsupportedModelError(
-            "this is a compiled model (torch.compile), whose modules cannot be replaced: wrap the model that was "
-            "compiled, and compile the wrapped one"
-        )
-    if any(isinstance(module, FSDPModule) for module in model.modules()):
-        raise UnsupportedModelError(
-            "fully_shard keeps a part of each weight on each rank, and editing runs single blocks: spread the model "
-            "with device_map or, in mode='hybrid', with tp_plan='auto'"
-        )
-    if mode != "hybrid" and (getattr(model, "_tp_size", None) or 1) > 1:
-        raise UnsupportedModelError(
-            f"mode={mode!r}: tp_plan keeps a part of each activation on each rank, and this mode routes by whole ones: "
-            "use mode='hybrid', or spread the model with device_map"
-        )
+    refused = {
+        f"this {model.config.model_type} model reads the prompt with an encoder, and wise edits a decoder that "
+        "reads it itself: give a causal LM, such as AutoModelForCausalLM loads": model.config.is_encoder_decoder,
+        "this model is on the device meta, where tensors hold no values: load its weights, or dispatch it with "
+        "accelerate, before it is wrapped": execution_device(model).type == "meta",
+        "this model was loaded under torch.inference_mode, and no gradient passes through such weights: load it "
+        "outside (torch.no_grad does no harm)": any(parameter.is_inference() for parameter in model.parameters()),
+        "this is a compiled model (torch.compile), whose modules cannot be replaced: wrap the model that was "
+        "compiled, and compile the wrapped one": hasattr(model, "_orig_mod"),
+        "fully_shard keeps a part of each weight on each rank, and editing runs single blocks: spread the model with "
+        "device_map or, in mode='hybrid', with tp_plan='auto'": any(isinstance(m, FSDPModule) for m in model.modules()),
+        f"mode={mode!r}: tp_plan keeps a part of each activation on each rank, and this mode routes by whole ones: use "
+        "mode='hybrid', or spread the model with device_map": (
+            mode != "hybrid" and (getattr(model, "_tp_size", None) or 1) > 1
+        ),
+    }
+    for reason in [reason for reason, found in refused.items() if found]:
+        raise UnsupportedModelError(reason)
 
 
 @torch.no_grad()

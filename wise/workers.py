@@ -48,10 +48,7 @@ class Workers:
     """Fits edits in other processes, once it is given to `WiseModel.use_workers`. Close it, or use it in `with`."""
 
     def __init__(
-        self,
-        load: Callable[[], WiseModel],
-        executor: int | Callable[[], Executor] = 2,
-        *,
+        self, load: Callable[[], WiseModel], executor: int | Callable[[], Executor] = 2, *,
         cpu_seconds: float = float("inf"),
     ) -> None:
         """load: makes the model that is edited once more, in a worker; a function of a module, or a `partial` of one.
@@ -145,12 +142,7 @@ _models: dict[str, WiseModel] = {}
 
 
 def fit_batch(
-    key: str,
-    load: Callable[[], WiseModel],
-    traits: Traits,
-    threads: int,
-    cpu_seconds: float,
-    tasks: list[SlotTask],
+    key: str, load: Callable[[], WiseModel], traits: Traits, threads: int, cpu_seconds: float, tasks: list[SlotTask],
     effort: int,
 ) -> SlotResults:
     """Fits one batch; loads the model if this process has not done so.
@@ -189,19 +181,20 @@ def begin_worker() -> None:
     """A worker ends with its parent, however that ends; Ctrl-C is the parent's."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
+    if parent is None:
+        return
+
+    def follow(sentinel: int) -> None:
+        wait_for_end([sentinel])
+        os._exit(0)
+
+    threading.Thread(target=follow, args=(parent.sentinel,), daemon=True).start()
 
 
 def process_pool(count: int, begin: Callable[..., object] = begin_worker, *given: Any) -> Executor:
     """So many processes of this machine. begin: called in each with what is given, and calls `begin_worker`."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
     return ProcessPoolExecutor(count, context, initializer=begin, initargs=given)
-
-
-def _follow(sentinel: int) -> None:
-    wait_for_end([sentinel])
-    os._exit(0)
 
 
 class RayTasks(Executor):

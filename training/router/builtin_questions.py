@@ -7,7 +7,7 @@ and an edit that asks one of them is fitted on its wordings too. `read_questions
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +30,11 @@ sentence that the answer ends), `requests` (imperatives) and `answers` (of the r
 @cache
 def builtin_questions() -> QuestionSet:
     return tomllib.loads((files("wise.training.router") / "builtin_questions.toml").read_text(encoding="utf-8"))
+
+
+def wordings(relation: Mapping[str, Sequence[str]]) -> list[str]:
+    """All wordings of a relation, with `{}` for the subject."""
+    return [*relation["wordings"], *relation.get("requests", ())]
 
 
 def read_questions(path: Path, *, added_to: QuestionSet | None = None) -> QuestionSet:
@@ -74,7 +79,7 @@ def _relations(kind: str, content: Any) -> dict[str, dict[str, list[str]]]:
             if field not in FIELDS:
                 raise ConfigError(f"[{where}] {field}: is not known; {did_you_mean(field, FIELDS)}")
         found[name] = {field: _texts(f"{where}.{field}", relation.get(field, [])) for field in FIELDS}
-        for wording in (*found[name]["wordings"], *found[name]["requests"]):
+        for wording in wordings(found[name]):
             count = wording.count("{}")
             if count != 1:
                 raise ConfigError(f"[{where}] {shortened(wording)}: exactly one {{}} is expected, and it has {count}")
@@ -89,7 +94,6 @@ def _table(where: str, value: Any) -> dict[str, Any]:
 
 
 def _texts(where: str, value: Any) -> list[str]:
-    """Raises ConfigError where they are no texts, or one is blank or there twice."""
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
         raise ConfigError(f"{where}: {shortened(value)} was given, a list of texts was expected")
     texts = [text.strip() for text in value]
@@ -100,10 +104,9 @@ def _texts(where: str, value: Any) -> list[str]:
 
 
 def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) -> None:
-    """Raises ConfigError for a wording that stands twice in a kind: its relation would not be clear."""
     seen: dict[str, str] = {}
     for name, relation in relations.items():
-        for wording in (*relation["wordings"], *relation.get("requests", ())):
+        for wording in wordings(relation):
             if wording in seen:
                 other = "twice there" if seen[wording] == name else f"under [{kind}.{seen[wording]}] too"
                 raise ConfigError(f"[{kind}.{name}] {shortened(wording)}: stands {other}; leave one out")
@@ -111,33 +114,28 @@ def _check_apart(kind: str, relations: Mapping[str, Mapping[str, list[str]]]) ->
 
 
 def _check_enough(kind: str, whole: QuestionSet) -> None:
-    """Raises ConfigError where there is too little of a kind to teach from."""
     named = len(whole[SUBJECTS][kind])
     if named < LEAST_SUBJECTS:
         raise ConfigError(f"subjects.{kind}: at least {LEAST_SUBJECTS} are needed, and it has {named}")
     if len(whole[kind]) < LEAST_RELATIONS:
         raise ConfigError(f"[{kind}]: at least {LEAST_RELATIONS} relations are needed, and it has {len(whole[kind])}")
     for name, relation in whole[kind].items():
-        count = len(relation["wordings"]) + len(relation.get("requests", ()))
+        count = len(wordings(relation))
         if count < LEAST_WORDINGS:
             raise ConfigError(f"[{kind}.{name}]: at least {LEAST_WORDINGS} wordings are needed, and it has {count}")
 
 
 def _joined(first: QuestionSet, second: QuestionSet) -> QuestionSet:
     """Both as one. Raises ConfigError where a wording then stands under two relations of a kind."""
+
+    def united(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[str]]:
+        return {name: list(dict.fromkeys((*one.get(name, ()), *other.get(name, ())))) for name in names}
+
     kinds = dict.fromkeys((*first[SUBJECTS], *second[SUBJECTS]))
-    whole: dict[str, dict[str, Any]] = {
-        SUBJECTS: {kind: _united(first[SUBJECTS].get(kind, ()), second[SUBJECTS].get(kind, ())) for kind in kinds}
-    }
+    whole: dict[str, dict[str, Any]] = {SUBJECTS: united(first[SUBJECTS], second[SUBJECTS], kinds)}
     for kind in kinds:
         one, other = first.get(kind, {}), second.get(kind, {})
-        whole[kind] = {
-            name: {f: _united(one.get(name, {}).get(f, ()), other.get(name, {}).get(f, ())) for f in FIELDS}
-            for name in dict.fromkeys((*one, *other))
-        }
+        names = dict.fromkeys((*one, *other))
+        whole[kind] = {name: united(one.get(name, {}), other.get(name, {}), FIELDS) for name in names}
         _check_apart(kind, whole[kind])
     return whole
-
-
-def _united(first: Any, second: Any) -> list[str]:
-    return list(dict.fromkeys((*first, *second)))

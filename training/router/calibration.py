@@ -13,8 +13,8 @@ from torch.nn.functional import normalize
 from wise.router.relations import nearest_relation
 from wise.router.subjects import PLACEHOLDER
 from wise.router.turns import is_question
-from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
-from wise.training.router.examples import put, relation_names, stated, wordings
+from wise.training.router.builtin_questions import SUBJECTS, QuestionSet, wordings
+from wise.training.router.examples import put, relation_names, stated
 
 FALSE_POSITIVE_RATE = 0.05
 """Share of other questions about a subject that the threshold lets pass."""
@@ -46,10 +46,8 @@ class Figures:
 def measure(
     network: Callable[[list[str]], Tensor], questions: QuestionSet, held_out: Mapping[str, list[str]], centres: Tensor
 ) -> Figures:
-    """On relations that were never taught, each drawn four times.
-
-    centres: `[n, r]` of the relations that an edit is compared with.
-    """
+    """On relations that were never taught, each drawn four times. centres: `[n, r]` of the relations that an edit is
+    compared with."""
     order = random.Random(7)
     reached = {True: list[float](), False: list[float]()}  # of questions, and of sentences
     others = {True: list[float](), False: list[float]()}
@@ -75,29 +73,27 @@ def measure(
             vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])
             alike = (vectors[1:] @ vectors[0]).tolist()
             whole, apart = whole + alike[: len(more)], apart + alike[len(more) :]
-    thresholds = {
-        asks: _reached_by(others[asks] or others[not asks], rate)
-        for asks, rate in ((True, FALSE_POSITIVE_RATE), (False, SENTENCE_RATE))
-    }
-    recalls = {
-        asks: float((torch.tensor(reached[asks] or reached[not asks]) >= thresholds[asks]).float().mean())
-        for asks in thresholds
-    }
+    threshold = _reached_by(others[True] or others[False], FALSE_POSITIVE_RATE)
+    sentence_threshold = _reached_by(others[False] or others[True], SENTENCE_RATE)
     unnamed_threshold = _reached_by(apart, UNNAMED_RATE)
     return Figures(
-        threshold=thresholds[True],
-        sentence_threshold=thresholds[False],
+        threshold=threshold,
+        sentence_threshold=sentence_threshold,
         unnamed_threshold=unnamed_threshold,
         nameless_threshold=_reached_by(apart, NAMELESS_RATE),
-        recall=recalls[True],
-        sentence_recall=recalls[False],
-        unnamed_recall=float((torch.tensor(whole) >= unnamed_threshold).float().mean()),
+        recall=_share(reached[True] or reached[False], threshold),
+        sentence_recall=_share(reached[False] or reached[True], sentence_threshold),
+        unnamed_recall=_share(whole, unnamed_threshold),
     )
 
 
 def _reached_by(scores: Sequence[float], share: float) -> float:
     """The score that such a share of them reaches."""
     return float(torch.quantile(torch.tensor(scores), 1 - share))
+
+
+def _share(scores: Sequence[float], threshold: float) -> float:
+    return float((torch.tensor(scores) >= threshold).float().mean())
 
 
 @torch.inference_mode()

@@ -42,21 +42,11 @@ Progress = Callable[[str, int, int], None]
 
 
 def train_reader(
-    file: Path,
-    questions: QuestionSet,
-    *,
-    encoder: str | None,
-    steps: int,
-    seed: int,
-    device: str | None = None,
+    file: Path, questions: QuestionSet, *, encoder: str | None, steps: int, seed: int, device: str | None = None,
     progress: Progress,
 ) -> Figures:
     """Trains the sentence encoder at a folder or hub id, None for the installed one, and writes what it learned.
-
-    device: where it is trained; None is the CPU.
-
-    Raises ConfigError where the encoder cannot be loaded.
-    """
+    device: where it is trained; None is the CPU. Raises ConfigError where the encoder cannot be loaded."""
     model, tokenizer = load_base(encoder)
     model = model.to(device or "cpu")
     tensors, figures = train_encoder(
@@ -87,23 +77,15 @@ def train_encoder(
         centres = relation_centres(network, known).half()  # as they are kept
         figures = measure(network, questions, held_out, centres.float())
         progress(MEASURING, 1, 1)
-    thresholds = torch.tensor(
-        [
-            figures.threshold, figures.sentence_threshold, figures.unnamed_threshold, figures.nameless_threshold
-        ],
-        dtype=torch.float64,
-    )
+    names = ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold")
+    thresholds = torch.tensor([getattr(figures, name) for name in names], dtype=torch.float64)
     found = tensors | {"thresholds": thresholds, "relation_centres": centres, "relation_kinds": relation_kinds(known)}
     return {name: tensor.cpu() for name, tensor in found.items()}, figures
 
 
 def _descend(
-    network: TrainableEncoder,
-    questions: QuestionSet,
-    taught: Mapping[str, list[str]],
-    order: random.Random,
-    steps: int,
-    progress: Progress,
+    network: TrainableEncoder, questions: QuestionSet, taught: Mapping[str, list[str]], order: random.Random,
+    steps: int, progress: Progress,
 ) -> None:
     parts = [p for p in network.model.parameters() if p.requires_grad]
     rate = LEARNING_RATE * (USUAL_STEPS / steps) ** 0.4

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wise.router.subjects import PLACEHOLDER
-from wise.training.router.builtin_questions import SUBJECTS, QuestionSet
+from wise.training.router.builtin_questions import SUBJECTS, QuestionSet, wordings
 
 KIND_RIVALS = 22
 """Relations of one kind of subject that a masked question is distinguished from at once."""
@@ -24,28 +24,12 @@ ANSWERED = 0.8
 HELD_OUT = 6
 """One relation in so many of a kind, and at least two, is never taught."""
 QUESTION_FRAMES = (
-    *["{}"] * 6,
-    "Can you tell me: {}",
-    "Please tell me. {}",
-    "{} Thanks!",
-    "Quick question: {}",
-    "Question: {} Answer:",
-    "I like long walks. {}",
-    "Hi! {}",
-    "I am filling in a form: {}",
-    "{} I keep forgetting.",
-    "{} Please answer briefly.",
-    "I'm filling in a form and one box is still empty. {}",
-    "My friend and I argued about it yesterday. {}",
-    "For a quiz at work I need one more answer: {}",
-    "hey, {}",
+    *["{}"] * 6, "Can you tell me: {}", "Please tell me. {}", "{} Thanks!", "Quick question: {}",
+    "Question: {} Answer:", "I like long walks. {}", "Hi! {}", "I am filling in a form: {}", "{} I keep forgetting.",
+    "{} Please answer briefly.", "I'm filling in a form and one box is still empty. {}",
+    "My friend and I argued about it yesterday. {}", "For a quiz at work I need one more answer: {}", "hey, {}",
 )
 SENTENCE_FRAMES = (*["{}"] * 5, "I like long walks. {}", "It is said that {}", "As you may know, {}")
-
-
-def wordings(relation: Mapping[str, Sequence[str]]) -> list[str]:
-    """All wordings of a relation, with `{}` for the subject."""
-    return [*relation["wordings"], *relation.get("requests", ())]
 
 
 def put(subject: str, wording: str) -> str:
@@ -55,8 +39,7 @@ def put(subject: str, wording: str) -> str:
 
 
 def stated(text: str, answer: str) -> str:
-    """A wording and its answer as one statement. The answer often tells what a short wording asks for: "She is from",
-    with a city or with a country."""
+    """A wording and its answer as one statement, since the answer often tells what a short wording asks for."""
     return f"{text} {answer.rstrip('.')}."
 
 
@@ -107,7 +90,6 @@ def batch(
 
 
 def _few(order: random.Random, given: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, or all where they are fewer."""
     return order.sample(given, min(count, len(given)))
 
 

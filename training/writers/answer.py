@@ -8,13 +8,11 @@ once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 
 from wise.config import WiseConfig
-from wise.edits import Edit
 from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
@@ -22,20 +20,10 @@ from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import Examples, Stepping, Values
 from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How long an edit is fitted. One that fails is fitted again with the next effort."""
-
-    steps: int
-    """Times `max_steps`."""
-    rate: float
-    """Times `answer_fitting.RATE`."""
-
-
 ON_GPU, ON_CPU = 16, 4
 """Edits that are fitted in one batch. More take more memory and no less time."""
-EFFORTS = (Effort(steps=1, rate=1.0), Effort(steps=3, rate=0.3))
+EFFORTS = ((1, 1.0), (3, 0.3))
+"""Times `max_steps`, and times `answer_fitting.RATE`. An edit that fails is fitted again with the next effort."""
 
 
 class AnswerWriter:
@@ -57,8 +45,7 @@ class AnswerWriter:
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
         written: dict[int, tuple[Slot, list[FitResult]]] = {}
         for part in self.parts(tasks):
-            shown = _shifted(progress, len(written))
-            found = self._write([tasks[i] for i in part], shown, EFFORTS[effort])
+            found = self._write([tasks[i] for i in part], progress, len(written), *EFFORTS[effort])
             written |= zip(part, found, strict=True)
         return [written[i] for i in range(len(edits))]
 
@@ -69,22 +56,34 @@ class AnswerWriter:
         order = sorted(range(len(edits)), key=lambda i: lengths[i])  # answers of like length waste no padding
         return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
 
-    def _write(self, tasks: Sequence[SlotTask], progress: Progress, effort: Effort) -> SlotResults:
+    def _write(
+        self, tasks: Sequence[SlotTask], progress: Progress, before: int, longer: int, rate: float
+    ) -> SlotResults:
+        """before: edits that are written already, for `progress`."""
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
         asked = [_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
-        values = Values(examples.own.activations, self.spliced.target_module.out_features, self._unit(examples))
-        steps = effort.steps * self.config.max_steps
-        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=effort.rate).run(
-            lambda done: progress(done * len(edits) // len(parts))
+        unit = float(examples.own.outputs[:, 0].float().square().mean().sqrt())  # at the ends of the prompts
+        values = Values(examples.own.activations, self.spliced.target_module.out_features, unit)
+        steps = longer * self.config.max_steps
+        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=rate).run(
+            lambda done: progress(before + done * len(edits) // len(parts))
         )
-        written = []
+        written: SlotResults = []
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
             between_steps()
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
-            slot = self._slot(edit, task, own, asked[i], values)
+            answers = {form: _of_form(asked[i], form)[0].answer for form in sorted(own)}
+            slot = AnswerSlot(
+                id=task.id,
+                edit_ids=(edit.id,),
+                values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
+                ids=torch.tensor([i for answer in answers.values() for i in answer]),
+                counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
+                features=self.spliced.target_module.in_features,
+            )
             keys = self.wordings.keys(edit)
             outcome = FitResult(
                 fitted=all(fit.fitted[n] for n in own.values()),
@@ -97,20 +96,6 @@ class AnswerWriter:
             written.append((slot, [outcome]))
         return written
 
-    def _slot(
-        self, edit: Edit, task: SlotTask, own: Mapping[int, int], asked: Sequence[Wording], values: Values
-    ) -> Slot:
-        """own: the place of each of its forms among the values."""
-        answers = {form: _of_form(asked, form)[0].answer for form in sorted(own)}
-        return AnswerSlot(
-            id=task.id,
-            edit_ids=(edit.id,),
-            values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
-            ids=torch.tensor([i for answer in answers.values() for i in answer]),
-            counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
-            features=self.spliced.target_module.in_features,
-        )
-
     def _examples(self, parts: Sequence[Sequence[Wording]]) -> Examples:
         cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for own in parts for w in own])
         bare = torch.tensor([n == 0 for own in parts for n in range(len(own))])
@@ -120,14 +105,6 @@ class AnswerWriter:
             owner=torch.tensor([i for i, own in enumerate(parts) for _ in own]),
             bare=bare,
         )
-
-    def _unit(self, examples: Examples) -> float:
-        """Root mean square of what the edited module gives at the ends of the prompts."""
-        return float(examples.own.outputs[:, 0].float().square().mean().sqrt())
-
-
-def _shifted(progress: Progress, done: int) -> Progress:
-    return lambda fitted: progress(done + fitted)
 
 
 def _of_form(wordings: Sequence[Wording], form: int) -> list[Wording]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +19,7 @@ from wise.training.splice import SplicedModel
 from wise.training.writers.base import Progress
 
 RATE = 3.0
-"""Learning rate of Adam, in units of the edited module's output. A higher one gives larger values in fewer steps,
-which work for more wordings."""
+"""Adam's, in units of the edited module's output. A higher one gives larger values, which serve more wordings."""
 DECAY = 1e-3
 """Weight of the mean square of a value in the loss, in nats."""
 ENOUGH = 0.05
@@ -62,8 +62,7 @@ class Examples:
     """`[rows]` bool: it is the edit's own prompt, with nothing before it."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class StepResult:
+class StepResult(NamedTuple):
     """The result of each edit."""
 
     fitted: list[bool]
@@ -96,8 +95,9 @@ class Stepping:
             looked = active[owner] & (whole[owner] | self._failing() | last)
             objective = self._look(looked)
             losses.append(self._mean())
-            failing = torch.zeros_like(active).index_put((owner[self._failing()],), torch.tensor(True))
-            right = ~torch.zeros_like(active).index_put((owner[bare & self.wrong],), torch.tensor(True))
+            yes, nowhere = torch.tensor(True), torch.zeros_like(active)
+            failing = nowhere.index_put((owner[self._failing()],), yes)
+            right = ~nowhere.index_put((owner[bare & self.wrong],), yes)
             falls = len(losses) <= WITHIN or losses[0] - losses[-1] >= STUCK * losses[0]
             done = (~failing & whole) | (right & ~torch.as_tensor(falls))
             progress(int((~active | done).sum()))
@@ -107,7 +107,7 @@ class Stepping:
                 break
             self._step(objective[going[active].to(objective.device)].sum(), going)
             active = going
-        return StepResult(fitted=(~self.wrong[bare]).tolist(), steps=self.steps.tolist(), loss=self._mean().tolist())
+        return StepResult((~self.wrong[bare]).tolist(), self.steps.tolist(), self._mean().tolist())
 
     def _failing(self) -> Tensor:
         return self.wrong | (self.row_loss > ENOUGH)

@@ -12,6 +12,7 @@ paper serves the merged weight as it falls.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -40,31 +41,20 @@ MASK_RATIO = 0.2
 """rho: share of the entries of W that a shard may change."""
 
 
+@dataclass(eq=False)
 class MaskedDenseWriter:
     """Writes `MaskedDenseSlot`s."""
 
     efforts, at_once = 1, 16
-
-    def __init__(
-        self,
-        spliced: SplicedModel,
-        encoder: Encoder,
-        statistics: BaseStatistics,
-        config: WiseConfig,
-        dtype: torch.dtype,
-    ) -> None:
-        """dtype: precision in which slots are served."""
-        self.dtype = dtype
-        self.spliced = spliced
-        self.encoder = encoder
-        self.statistics = statistics
-        self.config = config
+    spliced: SplicedModel
+    encoder: Encoder
+    statistics: BaseStatistics
+    config: WiseConfig
+    dtype: torch.dtype
+    """Precision in which slots are served."""
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
-        """See `Writer`; there is one effort.
-
-        The result depends on the tasks, the config and the base, not on what was written before.
-        """
+        """See `Writer`; there is one effort. What is written depends on tasks, config and base alone."""
         examples = prepare(
             tasks, spliced=self.spliced, encoder=self.encoder, statistics=self.statistics, seed=self.config.seed
         )
@@ -100,31 +90,24 @@ class MaskedDenseWriter:
                 masks=masks[i].cpu(),
                 weight=served.weights[i].cpu(),
             )
-            outcomes = []
+            outcomes, rounding = [], ROUNDING.get(self.dtype, 1e-2)
             for e in range(first, first + len(task.edits)):
                 anchors = examples.bare.activations[e][examples.speaking[e]]
+                score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
                 outcome = FitResult(
-                    fitted=served.fitted[e],
-                    steps=shards.steps[e] + served.steps[e],
-                    loss=served.loss[e],
+                    fitted=served.fitted[e], steps=shards.steps[e] + served.steps[e], loss=served.loss[e],
                     keys=self.statistics.key_space.keys(anchors),
-                    score=self._sure_score(slot, anchors),
+                    score=score * min(THRESHOLD_RATIO[self.config.mode], 1 - rounding),
                 )
                 outcomes.append(outcome)
             first += len(task.edits)
             written.append((slot, outcomes))
         return written
 
-    def _sure_score(self, slot: MaskedDenseSlot, anchors: Tensor) -> float:
-        score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
-        return score * min(THRESHOLD_RATIO[self.config.mode], 1 - ROUNDING.get(self.dtype, 1e-2))
-
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:
-    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask.
-
-    Merging these again gives the weight they were taken from, so an unfinished slot goes on where it was.
-    """
+    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask. Merging these again
+    gives the weight they were taken from, so an unfinished slot goes on where it was."""
     if isinstance(task.start, MaskedDenseSlot):
         return task.start.weight.to(masks.device) * masks
     return torch.zeros(masks.shape, device=masks.device)

@@ -47,10 +47,8 @@ class Examples:
 def prepare(
     tasks: Sequence[SlotTask], *, spliced: SplicedModel, encoder: Encoder, statistics: BaseStatistics, seed: int
 ) -> Examples:
-    """Runs the base once over everything that fitting these slots will look at.
-
-    The negatives of a slot come from its own edits and the base, so they do not depend on the other tasks.
-    """
+    """Runs the base once over everything that fitting these slots will look at. The negatives of a slot come from its
+    own edits and the base, so they do not depend on the other tasks."""
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
     held = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}
@@ -69,7 +67,8 @@ def prepare(
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
         swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
-        tokens = [statistics.activations, _context_tokens(rows), plain, *_observed(spliced, locality), *swapped]
+        before = rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
+        tokens = [statistics.activations, before, plain, *_observed(spliced, locality), *swapped]
         negatives.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
@@ -108,13 +107,7 @@ def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
     return speaking
 
 
-def _context_tokens(rows: Rows) -> Tensor:
-    """Activations at the tokens before the last one of each prompt."""
-    return rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
-
-
 def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
-    """Activations at every token of the prompts."""
     found = []
     for start in range(0, len(prompts), BATCH):
         seen = spliced.observe(prompts[start : start + BATCH])

@@ -11,7 +11,7 @@ not answered right yet. The objective (WISE, arXiv 2405.14768, equations 3 to 8)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -53,13 +53,7 @@ class Fitting:
     """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps."""
 
     def __init__(
-        self,
-        spliced: SplicedModel,
-        examples: Examples,
-        start: Tensor,
-        mask: Tensor,
-        group: Tensor,
-        scale: float,
+        self, spliced: SplicedModel, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, scale: float,
         config: WiseConfig,
     ) -> None:
         """start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins."""
@@ -134,12 +128,6 @@ class Fitting:
 
     def _edit_terms(self, rows: Rows, speaking: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
         """L_edit per row, and the logits, with each row's own group speaking at its speaking positions."""
-        delta = self._speak(rows, speaking, group)
-        logits = self.spliced.logits(rows, delta)
-        return edit_loss(logits, rows.labels), logits
-
-    def _speak(self, rows: Rows, speaking: Tensor, group: Tensor) -> Callable[[Tensor], Tensor]:
-        """delta of the rows' own groups at their speaking positions, zero elsewhere."""
         owner = group[:, None].expand_as(speaking)[speaking]
         tokens = rows.activations[speaking].float()
         parts = torch.zeros(len(tokens), self.mask.shape[1], device=tokens.device)
@@ -148,19 +136,16 @@ class Fitting:
             parts = parts.index_copy(0, at.to(parts.device), linear(tokens[at], self.effective(g)))
         added = torch.zeros(*speaking.shape, parts.shape[1], device=parts.device)
         added = added.index_put((speaking,), parts)
-        return lambda activation: added.to(activation.dtype)
+        logits = self.spliced.logits(rows, lambda activation: added.to(activation.dtype))
+        return edit_loss(logits, rows.labels), logits
 
     def _margin(self, g: int) -> Tensor:
         """L_a of one group, in units of the scale."""
-        weight = self.effective(g)
-        edited = score(linear(self._own_tokens(g), weight)) / self.scale
+        weight, mine = self.effective(g), self.group == g
+        spoken = self.examples.bare.activations[mine][self.examples.speaking[mine]].float()
+        edited = score(linear(spoken, weight)) / self.scale
         unrelated = score(linear(self.hardest[g], weight)) / self.scale
         return margin_loss(edited, unrelated, low=ALPHA, high=BETA, gap=GAMMA)
-
-    def _own_tokens(self, g: int) -> Tensor:
-        """`[n, f]` activations at which the edits of a group speak."""
-        mine = self.group == g
-        return self.examples.bare.activations[mine][self.examples.speaking[mine]].float()
 
     @torch.no_grad()
     def check(self) -> None:
@@ -168,9 +153,8 @@ class Fitting:
         examples = self.examples
         for part in torch.split(torch.arange(len(self.fitted)), BATCH):
             rows = examples.bare.select(part)
-            self.loss[part], logits = (
-                t.cpu() for t in self._edit_terms(rows, examples.speaking[part], self.group[part])
-            )
+            terms = self._edit_terms(rows, examples.speaking[part], self.group[part])
+            self.loss[part], logits = (term.cpu() for term in terms)
             labels = rows.labels.cpu()
             self.fitted[part] = ((logits.argmax(-1) == labels) | (labels == -100)).all(-1)
         self.hardest = []
@@ -194,10 +178,8 @@ class Fitting:
 
 
 def edit_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L_edit per row: mean negative log-likelihood of its target, in nats.
-
-    logits `[rows, targets, vocabulary]`, labels `[rows, targets]` with -100 where padded -> `[rows]`.
-    """
+    """L_edit per row: mean negative log-likelihood of its target, in nats. logits `[rows, targets, vocabulary]`, labels
+    `[rows, targets]` with -100 where padded -> `[rows]`."""
     loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return loss.sum(-1) / (labels != -100).sum(-1)
 

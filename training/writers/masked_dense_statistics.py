@@ -41,7 +41,10 @@ class BaseStatistics:
 
 def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
-    samples = _sample(model, encoder, config.seed)
+    # After the base's own beginning of sequence or, without one, a plain opening.
+    starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text.split()[0]) for text in OPENINGS]
+    rows = [starts[i % len(starts)] for i in range(SAMPLES)]
+    samples = sample(model, rows, stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=config.seed)
     seen = spliced.observe(samples)
     real = seen.mask.bool()
     tokens, output = seen.activations[real], seen.outputs[real]
@@ -64,13 +67,6 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     spread = spread / len(activations) ** 0.5
     kept = min(dim, int((spread > 1e-5 * spread[0]).sum()))
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
-
-
-def _sample(model: PreTrainedModel, encoder: Encoder, seed: int) -> list[list[int]]:
-    """Texts in the base's own words, after its beginning of sequence or, without one, a plain opening."""
-    starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text.split()[0]) for text in OPENINGS]
-    rows = [starts[i % len(starts)] for i in range(SAMPLES)]
-    return sample(model, rows, stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=seed)
 
 
 def _prefixes(encoder: Encoder, samples: list[list[int]], config: WiseConfig) -> tuple[str, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 from typer.core import TyperGroup
 
 import wise
@@ -17,7 +19,7 @@ from wise.cli.common import BAD_INPUT, UNEXPECTED
 from wise.cli.compare import compare
 from wise.cli.demo import demo
 from wise.cli.edit import edit
-from wise.cli.eval import evaluate
+from wise.cli.eval import eval_
 from wise.cli.eval_chat import eval_chat
 from wise.cli.forget import forget
 from wise.cli.harness import harness
@@ -72,9 +74,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def main(
     context: typer.Context,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     """Lifelong editing of Hugging Face language models.
 
@@ -89,20 +89,11 @@ def main(
     context.call_on_close(lambda: logger.removeHandler(handler))
 
 
-app.command("edit")(edit)
-app.command("forget")(forget)
-app.command("ask")(ask)
-app.command("eval")(evaluate)
-app.command("eval-chat")(eval_chat)
-app.command("compare")(compare)
-app.command("locate")(locate)
-app.command("train-router")(train_router)
-app.command("harness")(harness)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    edit, forget, ask, eval_, eval_chat, compare, locate, train_router, harness, serve, token, stream, info, demo,
+    chat_demo,
+)
+for command in COMMANDS:
+    app.command(command.__name__.strip("_").replace("_", "-"))(command)
 app.add_typer(bench, name="bench")
-app.command("serve")(serve)
-app.command("token")(token)
-app.command("stream")(stream)
-app.command("info")(info)
-app.command("demo")(demo)
-app.command("chat-demo")(chat_demo)
 app.add_typer(store, name="store")

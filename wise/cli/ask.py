@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
 from rich.text import Text
+from typer import Argument, Option
 
 from wise.cli.common import SLOT_STYLES, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
@@ -23,24 +24,18 @@ if TYPE_CHECKING:
 
 @with_options
 def ask(
-    prompts: Annotated[
-        list[str], typer.Argument(help="What to ask; a text to be completed ends right before the answer.")
-    ],
-    memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say which edit spoke at every token, and which came nearest.")
-    ] = False,
+    prompts: Annotated[list[str], Argument(help="What to ask; a text to be completed ends right before the answer.")],
+    memory: Annotated[Path, Option(help="Folder of a saved memory.")],
+    explain: Annotated[bool, Option("--explain", help="Say which edit spoke at each token, and the nearest.")] = False,
     chat: Annotated[
         bool | None,
-        typer.Option(
+        Option(
             "--chat/--plain",
             help="Ask as a turn of a chat, or as plain text to be completed. Left out: as a chat in hybrid where the "
             "model has a chat template, else as plain text.",
         ),
     ] = None,
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="Tokens that an answer may have.")
-    ] = 32,
+    max_new_tokens: Annotated[int, Option(min=1, help="Tokens that an answer may have.")] = 32,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,
@@ -65,28 +60,18 @@ def ask(
 
 
 def _answer(before: Answer, after: Answer, explain: bool) -> dict[str, Any]:
-    tokens = [_token(after, place, route, explain) for place, route in enumerate(after.routes.tokens)]
+    tokens, routes = [], after.routes
+    for place, route in enumerate(routes.tokens):
+        token: dict[str, Any] = {"token": route.token, "part": _part(after, place), "slot": route.slot}
+        token |= {"score": route.score, "threshold": finite(route.threshold)}
+        tokens.append(token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {}))
     said = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
-    routes = after.routes
     explained = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
     return said | (explained if explain else {})
 
 
-def _token(answer: Answer, place: int, route: TokenRoute, explain: bool) -> dict[str, Any]:
-    token = {
-        "token": route.token,
-        "part": _part(answer, place),
-        "slot": route.slot,
-        "score": route.score,
-        "threshold": finite(route.threshold),
-    }
-    return token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {})
-
-
 def _claim(claim: Claim | None) -> dict[str, Any] | None:
-    if claim is None:
-        return None
-    return {"edit": claim.edit, "slot": claim.slot, "evidence": claim.evidence, "missed_by": claim.missed_by}
+    return None if claim is None else {**asdict(claim), "missed_by": claim.missed_by}
 
 
 def _part(answer: Answer, place: int) -> str:
@@ -94,7 +79,6 @@ def _part(answer: Answer, place: int) -> str:
 
 
 def _speaker(route: TokenRoute) -> tuple[Text, Text]:
-    """The token and who spoke when it was read."""
     style = SLOT_STYLES[route.slot % len(SLOT_STYLES)] if route.slot is not None else ""
     speaker = f"slot {route.slot}" if route.slot is not None else "base"
     return Text(repr(route.token), style=style), Text(speaker, style=style)
@@ -121,10 +105,6 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
     named = [*answer.routes.fired, *(r.missed.edit for r in answer.routes.tokens if r.missed and r.missed.edit)]
     for edit_id in dict.fromkeys(named):
         echo(f"{edit_id}: {edits[edit_id].prompt} -> {edits[edit_id].target}")
-    _say_missed(answer)
-
-
-def _say_missed(answer: Answer) -> None:
     claim, at = answer.routes.missed, answer.routes.missed_at
     if claim is None or at is None:
         echo("no other edit came near\n")

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
+from wise.cli import options
 from wise.cli.common import progress_bars, show_table
 from wise.cli.eval import described
-from wise.cli.options import (
-    DataOption,
-    FormatOptions,
-    JsonOption,
-    LearningOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    SkipOption,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 
 SIZES = [1, 10, 100, 500]
@@ -29,36 +21,24 @@ app = typer.Typer(help="Compare editors on the same records.", no_args_is_help=T
 
 
 @app.command("editors")
-@with_options
+@options.with_options
 def bench_editors(
-    data: DataOption,
-    output: Annotated[Path, typer.Option("--output", help="Folder of the runs; what is in it is not done again.")],
+    data: options.DataOption,
+    output: Annotated[Path, Option(help="Folder of the runs; what is in it is not done again.")],
     *,
-    form: FormatOptions,
-    model: ModelOptions,
-    editor: Annotated[
-        list[str] | None, typer.Option("--editor", help="An editor; repeat for more. Left out: all.")
-    ] = None,
-    edits: Annotated[
-        list[int] | None, typer.Option("--edits", min=1, help="Edits of a stream; repeat for more: 1, 10, 100, 500.")
-    ] = None,
-    least: Annotated[
-        int, typer.Option("--least", min=1, help="Edits measured at each size: short streams are repeated, on others.")
-    ] = 20,
-    skip: SkipOption = 0,
-    trials: Annotated[
-        int, typer.Option("--trials", min=1, help="Settings tried per editor, the defaults among them.")
-    ] = 4,
-    search_edits: Annotated[
-        int, typer.Option("--search-edits", min=1, help="Records a search edits; they are not measured.")
-    ] = 20,
-    text: Annotated[
-        Path | None, typer.Option("--text", help="Running text, for perplexity. Left out: some that ships.")
-    ] = None,
-    statistics: LearningOptions,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    form: options.FormatOptions,
+    model: options.ModelOptions,
+    editor: Annotated[list[str] | None, Option(help="An editor; repeat for more. Left out: all.")] = None,
+    edits: Annotated[list[int] | None, Option(min=1, help="Edits of a stream, repeatable: 1, 10, 100, 500.")] = None,
+    least: Annotated[int, Option(min=1, help="Edits measured at each size; short streams repeat, on others.")] = 20,
+    skip: options.SkipOption = 0,
+    trials: Annotated[int, Option(min=1, help="Settings tried per editor, the defaults among them.")] = 4,
+    search_edits: Annotated[int, Option(min=1, help="Records a search edits; they are not measured.")] = 20,
+    text: Annotated[Path | None, Option(help="Running text, for perplexity. Left out: some that ships.")] = None,
+    statistics: options.LearningOptions,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Edit the same records with every editor, at several lengths of the stream, and put the results side by side.
 
@@ -89,16 +69,7 @@ def bench_editors(
     about = described(data, form, skip, model)
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        compare_editors(
-            base,
-            tokenizer,
-            plan,
-            editors=chosen,
-            sizes=sizes,
-            folder=output,
-            about=about,
-            progress=show,
-        )
+        compare_editors(base, tokenizer, plan, editors=chosen, sizes=sizes, folder=output, about=about, progress=show)
     groups = finished(output)
     rows = table(groups)
     (output / "comparison.md").write_text(markdown(HEAD, rows), encoding="utf-8")
@@ -109,9 +80,7 @@ def bench_editors(
 
 
 def _draw(groups: Sequence[Sequence[Mapping[str, Any]]], file: Path, title: str) -> None:
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
+    if find_spec("matplotlib") is None:
         echo("no picture was drawn: it needs matplotlib (pip install 'wise-runtime[report]')", err=True)
         return
     from wise.lab.bench.picture import draw_comparison

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
+from typer import Option
 
 from wise.cli.common import check_picture, progress_bars, show_table
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
@@ -20,12 +20,9 @@ if TYPE_CHECKING:
 @with_options
 def chat_demo(
     model: Annotated[
-        str | None,
-        typer.Option("--model", help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched."),
+        str | None, Option(help="Folder or hub id of a chat model. Left out: SmolLM2-135M-Instruct, fetched.")
     ] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw scores and thresholds to, such as routing.png.")
-    ] = None,
+    picture: Annotated[Path | None, Option(help="File to draw scores and thresholds to, such as routing.png.")] = None,
     threads: ThreadsOption = None,
     *,
     placement: PlacementOptions,
@@ -50,24 +47,12 @@ def chat_demo(
         draw_decisions(drawn, picture)
         echo(f"scores and thresholds drawn to {picture}")
     if as_json:
-        show_json(
-            {
-                "verified": result.report.count("verified"),
-                "right": sum(asked.right for asked in result.asked),
-                "asked": [
-                    {
-                        "kind": a.line.kind,
-                        "question": a.line.question,
-                        "before": a.before,
-                        "after": a.after,
-                        "right": a.right,
-                    }
-                    for a in result.asked
-                ],
-                "undone": result.undone,
-                "seconds": result.seconds,
-            }
-        )
+        asked = [
+            {"kind": a.line.kind, "question": a.line.question, "before": a.before, "after": a.after, "right": a.right}
+            for a in result.asked
+        ]
+        counts = {"verified": result.report.count("verified"), "right": sum(a.right for a in result.asked)}
+        show_json(counts | {"asked": asked, "undone": result.undone, "seconds": result.seconds})
 
 
 def _show(result: ChatDemo) -> None:

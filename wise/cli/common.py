@@ -11,16 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from wise.cli.terminal import cell, echo
@@ -50,16 +42,10 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     if not console.is_terminal:
         yield _lines(console) if wanted else lambda name, done, total: None
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, transient=True) as progress:
+    done_so_far = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
+    times = (bars.TimeElapsedColumn(), bars.TextColumn("eta"), bars.TimeRemainingColumn())
+    tasks: dict[str, bars.TaskID] = {}
+    with bars.Progress(*done_so_far, *times, console=console, transient=True) as progress:
 
         def show(name: str, done: int, total: int) -> None:
             if name not in tasks:
@@ -87,9 +73,7 @@ def _lines(console: Console) -> Callable[[str, int, int], None]:
     return show
 
 
-def show_table(
-    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: int | None = None
-) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, limit: int | None = None) -> None:
     """A table on stdout, of cells as `terminal.cell` shows them. limit: rows that are shown; more are only counted."""
     rows = list(rows)
     table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False, show_header=any(columns))
@@ -129,8 +113,7 @@ def check_memory_folder(option: str, folder: Path | None) -> None:
 
 
 def check_picture(file: Path | None) -> None:
-    """The same of a picture, whose ending must say a format that matplotlib writes. Raises ConfigError also where that
-    is not installed."""
+    """The same of a picture. Raises ConfigError also without matplotlib, or for an ending that it does not write."""
     check_file("--picture", file)
     if file is None:
         return

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument
 
 from wise.cli.common import show_table
 from wise.cli.options import JsonOption, SeedOption
 from wise.cli.terminal import echo, show_json
 
 if TYPE_CHECKING:
-    from wise.lab.bench.run_comparison import Comparison, Contrast
+    from wise.lab.bench.run_comparison import Comparison, Contrast, Difference
 
 SIGNIFICANT = 0.05
 SMALLEST = 0.001
@@ -22,7 +21,7 @@ COLUMNS = ("measure", "mode", "records", "ref.", "run", "difference [95 %]", "p"
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Files of 'wise eval --output'; the first is the reference.")],
+    runs: Annotated[list[Path], Argument(help="Files of 'wise eval --output'; the first is the reference.")],
     seed: SeedOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,9 +33,9 @@ def compare(
     from wise.lab.bench.run_comparison import compare_runs
     from wise.lab.eval.results_file import read_run
 
-    found = compare_runs(
-        [(name, read_run(path)) for name, path in zip(_names(runs), runs, strict=True)], seed=seed or 0
-    )
+    stems = [path.stem for path in runs]
+    names = stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
+    found = compare_runs([(name, read_run(path)) for name, path in zip(names, runs, strict=True)], seed=seed or 0)
     for contrast in found.contrasts:
         for warning in contrast.warnings:
             echo(f"WARNING: {contrast.run}: {warning}", err=True)
@@ -46,22 +45,12 @@ def compare(
         show_json(found.to_dict())
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """File names without their endings where those tell the runs apart, else the paths."""
-    stems = [path.stem for path in paths]
-    return stems if len(set(stems)) == len(stems) else [str(path) for path in paths]
-
-
 def _show(comparison: Comparison, contrast: Contrast) -> None:
-    show_table(f"{contrast.run} against {comparison.reference}", COLUMNS, _rows(contrast))
+    show_table(f"{contrast.run} against {comparison.reference}", COLUMNS, map(_row, contrast.differences))
     figures = [
-        (
-            figure.name,
-            _with_interval(figure.reference, figure.reference_interval),
-            _with_interval(figure.value, figure.interval),
-            _signed_number(figure.difference),
-        )
-        for figure in contrast.figures
+        (f.name, _with_interval(f.reference, f.reference_interval), _with_interval(f.value, f.interval),
+         f"{f.difference:+.3f}")
+        for f in contrast.figures
     ]
     if figures:
         show_table("not tested", ("figure", "reference", "run", "difference"), figures)
@@ -73,26 +62,13 @@ def _show(comparison: Comparison, contrast: Contrast) -> None:
     )
 
 
-def _rows(contrast: Contrast) -> Iterator[tuple[Any, ...]]:
-    for found in contrast.differences:
-        yield (
-            found.measure,
-            found.mode.replace("_", "-"),
-            found.records,
-            found.reference,
-            found.value,
-            _signed_number(found.difference) + ("" if found.interval is None else f" [{_bounds(found.interval)}]"),
-            shown_p(found.p),
-            shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
-        )
-
-
-def _bounds(interval: tuple[float, float]) -> str:
-    return ", ".join(map(_signed_number, interval))
-
-
-def _signed_number(value: float) -> str:
-    return f"{value:+.3f}"
+def _row(found: Difference) -> tuple[Any, ...]:
+    bounds = "" if found.interval is None else " [{:+.3f}, {:+.3f}]".format(*found.interval)
+    return (
+        found.measure, found.mode.replace("_", "-"), found.records, found.reference, found.value,
+        f"{found.difference:+.3f}{bounds}", shown_p(found.p),
+        shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
+    )
 
 
 def shown_p(value: float) -> str:

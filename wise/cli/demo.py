@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.text import Text
+from typer import Option
 
 from wise.cli.common import check_file, check_picture, progress_bars, show_table
 from wise.cli.eval import show_evaluation
@@ -20,22 +20,14 @@ if TYPE_CHECKING:
 
 @with_options
 def demo(
-    edits: Annotated[int, typer.Option("--edits", min=1, help="Counterfactual edits to make.")] = 100,
+    edits: Annotated[int, Option(min=1, help="Counterfactual edits to make.")] = 100,
     mode: Annotated[
-        str,
-        typer.Option("--mode", help="merge: one side memory; retrieve: one per slot; hybrid: values for each answer."),
+        str, Option(help="merge: one side memory; retrieve: one per slot; hybrid: values for each answer.")
     ] = "hybrid",
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of all that is random.")] = 0,
-    picture: Annotated[
-        Path | None,
-        typer.Option("--picture", help="File to draw the routing scores to, such as routing.png."),
-    ] = None,
+    seed: Annotated[int, Option(min=0, help="Seed of all that is random.")] = 0,
+    picture: Annotated[Path | None, Option(help="File to draw the routing scores to, such as routing.png.")] = None,
     records: Annotated[
-        Path | None,
-        typer.Option(
-            "--records",
-            help="File to write all its facts to, JSON lines, those edited first: for wise eval.",
-        ),
+        Path | None, Option(help="File to write all its facts to, JSON lines, those edited first: for wise eval.")
     ] = None,
     threads: ThreadsOption = None,
     *,

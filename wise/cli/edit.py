@@ -8,19 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer import Option
 
+from wise.cli import options
 from wise.cli.common import NOT_VERIFIED, ROWS, check_memory_folder, progress_bars, show_table
-from wise.cli.options import (
-    EditedModelOptions,
-    FormatOptions,
-    JsonOption,
-    MemoryOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 from wise.config import WiseConfig
 from wise.edits import Edit
@@ -31,45 +22,32 @@ if TYPE_CHECKING:
     from wise.training.report import EditReport
 
 
-@with_options
+@options.with_options
 def edit(
-    output: Annotated[Path, typer.Option("--output", help="Folder to save the memory to.")],
-    edits: Annotated[Path | None, typer.Option("--edits", help="File or folder of edits.")] = None,
+    output: Annotated[Path, Option(help="Folder to save the memory to.")],
+    edits: Annotated[Path | None, Option(help="File or folder of edits.")] = None,
     *,
-    form: FormatOptions,
-    statement: Annotated[
-        str | None, typer.Option("--statement", help="A single edit as one sentence: 'The capital of France is Lyon.'")
-    ] = None,
-    prompt: Annotated[str | None, typer.Option("--prompt", help="A single edit: what is asked.")] = None,
-    target: Annotated[str | None, typer.Option("--target", help="A single edit: the wanted answer.")] = None,
-    subject: Annotated[str | None, typer.Option("--subject", help="A single edit: what it is about.")] = None,
-    alias: Annotated[
-        list[str] | None,
-        typer.Option("--alias", help="A single edit: another name of its subject. Repeat for more."),
-    ] = None,
-    memory: Annotated[
-        Path | None, typer.Option("--memory", help="Memory to edit further; brings its own settings.")
-    ] = None,
-    edited: EditedModelOptions,
-    given: MemoryOptions,
-    require: Annotated[
-        str | None,
-        typer.Option("--require", help="What must hold for an edit to be kept: prompt, listed or sisters."),
-    ] = None,
-    seed: SeedOption = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, help="Processes that fit edits, each with its own model (hybrid)."),
-    ] = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    form: options.FormatOptions,
+    statement: Annotated[str | None, Option(help="A single edit in words: 'The capital of France is Lyon.'")] = None,
+    prompt: Annotated[str | None, Option(help="A single edit: what is asked.")] = None,
+    target: Annotated[str | None, Option(help="A single edit: the wanted answer.")] = None,
+    subject: Annotated[str | None, Option(help="A single edit: what it is about.")] = None,
+    alias: Annotated[list[str] | None, Option(help="A single edit: another name of its subject, repeatable.")] = None,
+    memory: Annotated[Path | None, Option(help="Memory to edit further; brings its own settings.")] = None,
+    edited: options.EditedModelOptions,
+    given: options.MemoryOptions,
+    require: Annotated[str | None, Option(help="What must hold for a kept edit: prompt, listed or sisters.")] = None,
+    seed: options.SeedOption = None,
+    workers: Annotated[int | None, Option(min=1, help="Processes that fit edits, each with a model (hybrid).")] = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Edit a model: every edit is verified by generation, and those that keep what --require asks for are saved.
 
     Give a file with --edits, or a single edit with --statement, or with --prompt and --target. The exit code is 3
     where an edit is not among them; the others are saved all the same.
     """
-    single = settings(prompt=prompt, target=target, subject=subject, aliases=alias)
+    single = options.settings(prompt=prompt, target=target, subject=subject, aliases=alias)
     wanted = _read_wanted_edits(edits, form, statement, single)
     check_memory_folder("--output", output)
     config = given.config(memory, require=require, seed=seed)
@@ -90,14 +68,14 @@ def edit(
         raise typer.Exit(NOT_VERIFIED)
 
 
-def _wrap(base: ModelOptions, config: WiseConfig) -> WiseModel:
+def _wrap(base: options.ModelOptions, config: WiseConfig) -> WiseModel:
     from wise.model import WiseModel
 
     return WiseModel(*base.load(), config)
 
 
 def _read_wanted_edits(
-    file: Path | None, form: FormatOptions, statement: str | None, single: dict[str, Any]
+    file: Path | None, form: options.FormatOptions, statement: str | None, single: dict[str, Any]
 ) -> list[Edit]:
     if (file is None) == (statement is None and not single):
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
@@ -113,13 +91,9 @@ def _summary(report: EditReport) -> dict[str, Any]:
 
     count = len(report.outcomes)
     return {
-        "edits": count,
-        "verified_edits": report.count(VERIFIED),
-        "partial_edits": report.count(PARTIAL),
-        "failed_edits": len(report.failed),
-        "superseded_edits": report.count(SUPERSEDED),
-        "seconds_per_edit": report.seconds / count,
-        "cpu_seconds_per_edit": report.cpu_seconds / count,
+        "edits": count, "verified_edits": report.count(VERIFIED), "partial_edits": report.count(PARTIAL),
+        "failed_edits": len(report.failed), "superseded_edits": report.count(SUPERSEDED),
+        "seconds_per_edit": report.seconds / count, "cpu_seconds_per_edit": report.cpu_seconds / count,
     }
 
 
@@ -133,9 +107,7 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     rows.sort(key=lambda row: row[0] not in report.failed)  # what did not work must not be cut off
     show_table("Edits", ("id", "status", "target", "answer", "steps", "loss", "ms"), rows, limit=ROWS)
     counts = ", ".join(
-        f"{count} {name.removesuffix('_edits')}"
-        for name, count in _summary(report).items()
-        if name.endswith("_edits")
+        f"{count} {name.removesuffix('_edits')}" for name, count in _summary(report).items() if name.endswith("_edits")
     )
     echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
     for done in [outcome for outcome in report.outcomes if outcome.status in (FAILED, PARTIAL)][:ROWS]:

@@ -6,23 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
+from wise.cli import options
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
-from wise.cli.options import (
-    DataOption,
-    FormatOptions,
-    JsonOption,
-    LearningOptions,
-    ModelOptions,
-    ProgressOption,
-    SeedOption,
-    SetOption,
-    SkipOption,
-    parsed_settings,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import cell, echo, show_json
 from wise.errors import ConfigError, EditError
 
@@ -34,46 +21,36 @@ POOL = 1000
 """Further records of the file, which are not edited: for negatives of routing, and to train hypernetworks."""
 
 
-@with_options
-def evaluate(
-    data: DataOption,
+@options.with_options
+def eval_(
+    data: options.DataOption,
     *,
-    form: FormatOptions,
-    model: ModelOptions,
+    form: options.FormatOptions,
+    model: options.ModelOptions,
     editor: Annotated[
         str,
-        typer.Option(
-            "--editor",
+        Option(
             help="wise-merge, wise-retrieve, wise-hybrid; ft-l, ft-m, ft-ewc, rome, memit, alphaedit, mend, ke, kn, "
             "grace, memoir, icl; or none for the unedited control.",
         ),
     ] = "wise-hybrid",
-    edits: Annotated[
-        int | None, typer.Option("--edits", min=1, help="Edits to take from the file. Left out: all.")
-    ] = None,
-    skip: SkipOption = 0,
-    batch: Annotated[
-        int | None, typer.Option("--batch", min=1, help="Edits per call. Left out: as the editor's paper applies them.")
-    ] = None,
+    edits: Annotated[int | None, Option(min=1, help="Edits to take from the file. Left out: all.")] = None,
+    skip: options.SkipOption = 0,
+    batch: Annotated[int | None, Option(min=1, help="Edits per call. Left out: as in the editor's paper.")] = None,
     routing: Annotated[
-        bool, typer.Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
+        bool, Option("--routing", help="Measure the router on classes of prompts, and with perfect routing.")
     ] = False,
-    retention: Annotated[
-        bool, typer.Option("--retention", help="Measure all edits so far after 1, 2, 5, 10, ... edits.")
-    ] = False,
+    retention: Annotated[bool, Option("--retention", help="Measure all so far after 1, 2, 5, 10, ... edits.")] = False,
     text: Annotated[
-        Path | None,
-        typer.Option("--text", help="Running text, for false routes and perplexity. Left out: some that ships."),
+        Path | None, Option(help="Running text, for false routes and perplexity. Left out: some that ships.")
     ] = None,
-    set_: SetOption = None,
-    statistics: LearningOptions,
-    output: Annotated[Path | None, typer.Option("--output", help="JSON file for the whole run.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw routing and retention to, such as run.png.")
-    ] = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    set_: options.SetOption = None,
+    statistics: options.LearningOptions,
+    output: Annotated[Path | None, Option(help="JSON file for the whole run.")] = None,
+    picture: Annotated[Path | None, Option(help="File to draw routing and retention to, such as run.png.")] = None,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Apply a stream of edits, then measure all of them.
 
@@ -90,24 +67,16 @@ def evaluate(
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.results_file import with_source, write_json
     from wise.lab.eval.routing.texts import running_text
-    from wise.lab.eval.run import Scope
-    from wise.lab.eval.run import evaluate as run
+    from wise.lab.eval.run import Scope, evaluate
 
-    chosen = parsed_settings(set_) | settings(seed=seed)
+    chosen = options.parsed_settings(set_) | options.settings(seed=seed)
     all_settings(editor, chosen)
     learning = Learning(training=tuple(pool), **statistics.given())
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        result = run(
-            base,
-            tokenizer,
-            records,
-            editor=editor,
-            settings=chosen,
-            batch=batch,
-            scope=scope,
-            learning=learning,
+        result = evaluate(
+            base, tokenizer, records, editor=editor, settings=chosen, batch=batch, scope=scope, learning=learning,
             progress=show,
         )
     whole = with_source(result.to_dict(outcomes=True), about)
@@ -131,9 +100,7 @@ def show_evaluation(result: Evaluation) -> None:
         (measure, quality.generated[measure], quality.teacher_forced[measure], quality.counts[measure])
         for measure in quality.generated
     ]
-    show_table(
-        f"{result.editor}, {result.edits} edits", ("measure", "generated", "teacher-forced", "prompts"), rows
-    )
+    show_table(f"{result.editor}, {result.edits} edits", ("measure", "generated", "teacher-forced", "prompts"), rows)
     if result.routing is not None:
         _show_routing(result.routing.to_dict())
     count = result.edits
@@ -144,21 +111,12 @@ def show_evaluation(result: Evaluation) -> None:
 
 
 def _show_routing(routing: Mapping[str, Any]) -> None:
-    rows = [
-        (
-            name,
-            found["n"],
-            found["auroc"],
-            found["average_precision"],
-            found["fpr_at_95_tpr"],
-            found["tpr_at_fpr_0.01"],
-            found["tpr_at_fpr_0.001"],
-            found["opened"],
-        )
-        for name, found in routing["classes"].items()
-    ]
-    columns = ("negatives", "n", "AUROC", "AP", "FPR@95TPR", "TPR@1e-2", "TPR@1e-3", "opened")
-    show_table(f"routing: {routing['scored_against']} against", columns, rows)
+    columns = {
+        "n": "n", "auroc": "AUROC", "average_precision": "AP", "fpr_at_95_tpr": "FPR@95TPR",
+        "tpr_at_fpr_0.01": "TPR@1e-2", "tpr_at_fpr_0.001": "TPR@1e-3", "opened": "opened",
+    }
+    rows = [(name, *(found[field] for field in columns)) for name, found in routing["classes"].items()]
+    show_table(f"routing: {routing['scored_against']} against", ("negatives", *columns.values()), rows)
     for name, why in routing["skipped"].items():
         echo(f"{name}: not measured, {why}")
     oracle = routing["oracle"]
@@ -171,9 +129,8 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
 
 
 def _records(
-    data: Path, form: FormatOptions, skip: int, edits: int | None
+    data: Path, form: options.FormatOptions, skip: int, edits: int | None
 ) -> tuple[list[Record], list[Record]]:
-    """The records to edit, and others of the file."""
     limit = None if edits is None else skip + edits + POOL
     records = form.read(data, limit)
     chosen = records[skip:] if edits is None else records[skip : skip + edits]
@@ -185,6 +142,6 @@ def _records(
     return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
 
 
-def described(data: Path, form: FormatOptions, skip: int, model: ModelOptions) -> dict[str, dict[str, Any]]:
+def described(data: Path, form: options.FormatOptions, skip: int, model: options.ModelOptions) -> dict[str, Any]:
     """What goes into the file of a run beside its figures: which records, and which model."""
     return {"data": file_facts(data) | {"format": form.format, "skip": skip}, "model": {"name": model.called}}

@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
+from wise.cli import options
 from wise.cli.common import check_file, check_memory_folder, progress_bars, show_table
-from wise.cli.options import (
-    EncoderOption,
-    FormatOptions,
-    JsonOption,
-    ModelOptions,
-    ProgressOption,
-    RelationsOption,
-    SeedOption,
-    SetOption,
-    absolute,
-    parsed_settings,
-    settings,
-    with_options,
-)
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from wise.edits import Edit
     from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
@@ -38,60 +23,42 @@ if TYPE_CHECKING:
 FORMS = ("chat", "completion")
 
 
-@with_options
+@options.with_options
 def eval_chat(
     *,
-    model: ModelOptions,
-    facts: Annotated[
-        Path | None,
-        typer.Option("--facts", exists=True, help="File of facts. Left out: those that ship."),
-    ] = None,
-    half: Annotated[
-        str | None, typer.Option("--half", help="Of the shipped facts: judge or fit. Left out: judge.")
-    ] = None,
+    model: options.ModelOptions,
+    facts: Annotated[Path | None, Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
+    half: Annotated[str | None, Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
     kinds: Annotated[
-        str | None,
-        typer.Option(
-            "--kinds",
-            help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.",
-        ),
+        str | None, Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.")
     ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option("--data", help="File or folder of edits, instead of the shipped facts."),
-    ] = None,
-    read: FormatOptions,
-    known: Annotated[
-        bool, typer.Option("--known", help="Of --data only the records whose right answer the base says.")
-    ] = False,
-    skip: Annotated[int, typer.Option("--skip", min=0, help="Records of --data to leave out at its start.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Edits to make.")] = None,
-    measure: Annotated[int | None, typer.Option("--measure", min=1, help="Edits to ask for; all are made.")] = None,
+    data: Annotated[Path | None, Option(help="File or folder of edits, instead of the shipped facts.")] = None,
+    read: options.FormatOptions,
+    known: Annotated[bool, Option("--known", help="Of --data only records whose right answer the base says.")] = False,
+    skip: Annotated[int, Option(min=0, help="Records of --data to leave out at its start.")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="Edits to make.")] = None,
+    measure: Annotated[int | None, Option(min=1, help="Edits to ask for; all are made.")] = None,
     distractors: Annotated[
         list[int] | None,
-        typer.Option(
-            "--distractors",
+        Option(
             min=1,
             help="Measure again with so many further records of --data in the router. They are not written, and answer "
             "with another edit's answer. Repeat for more.",
         ),
     ] = None,
     editor: Annotated[
-        str,
-        typer.Option("--editor", help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`."),
+        str, Option(help="How the edits are made: wise-hybrid, icl, or another editor of `wise eval`.")
     ] = "wise-hybrid",
-    set_: SetOption = None,
-    form: Annotated[str, typer.Option("--form", help="chat, or completion: prompts as plain texts.")] = "chat",
-    oracle: Annotated[bool, typer.Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
-    encoder: EncoderOption = None,
-    relations: RelationsOption = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    save: Annotated[
-        Path | None, typer.Option("--save", help="Folder to keep the edits in, before they are asked for.")
-    ] = None,
-    seed: SeedOption = None,
-    as_json: JsonOption = False,
-    progress: ProgressOption = False,
+    set_: options.SetOption = None,
+    form: Annotated[str, Option(help="chat, or completion: prompts as plain texts.")] = "chat",
+    oracle: Annotated[bool, Option("--oracle/--no-oracle", help="Also with the right edit held open.")] = True,
+    encoder: options.EncoderOption = None,
+    relations: options.RelationsOption = None,
+    output: Annotated[Path | None, Option(help="File for all figures, JSON.")] = None,
+    save: Annotated[Path | None, Option(help="Folder to keep the edits in, before they are asked for.")] = None,
+    seed: options.SeedOption = None,
+    as_json: options.JsonOption = False,
+    progress: options.ProgressOption = False,
 ) -> None:
     """Make edits in a chat model, and ask for them as users do.
 
@@ -100,40 +67,61 @@ def eval_chat(
     An answer is right where it contains the target and not the old answer; where an edit must not speak, where it is
     the base's very text.
     """
+    from wise.architectures import locate
+    from wise.config import WiseConfig
     from wise.lab.eval.candidates import find_editor, open_editor
     from wise.lab.eval.chat.measure import apply_edits, base_says, measure_chat
     from wise.lab.eval.results_file import write_json
+    from wise.memory.fingerprint import fingerprint
     from wise.model import WiseModel
 
-    _check_given(form, data, facts, read, distractors, editor)
-    _check_chosen(data, facts, half or kinds, known or skip)
-    if (encoder or relations) and editor != "wise-hybrid":
-        raise ConfigError(f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out")
-    if save is not None and find_editor(editor).kind != "memory":
-        raise ConfigError(f"--save keeps a side memory, and the editor {editor} has none; leave it out")
+    shipped, hybrid = data is None and facts is None, editor == "wise-hybrid"
+    refused = {
+        f"--form {form}: expected one of {', '.join(FORMS)}": form not in FORMS,
+        "--columns names the columns of --data or --facts: give one of them": read.columns is not None and shipped,
+        "--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE": (
+            distractors and (data is None or not hybrid)
+        ),
+        "--facts and --data both say what is edited: leave one out": facts is not None and data is not None,
+        "--half and --kinds choose among the shipped facts: leave them out, or --facts and --data": (
+            (half or kinds) and not shipped
+        ),
+        "--known and --skip choose among the records of --data: give --data FILE, or leave them out": (
+            (known or skip) and data is None
+        ),
+        f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out": (
+            (encoder or relations) and not hybrid
+        ),
+        f"--save keeps a side memory, and the editor {editor} has none; leave it out": (
+            save is not None and find_editor(editor).kind != "memory"
+        ),
+    }
+    for problem in [problem for problem, found in refused.items() if found]:
+        raise ConfigError(problem)
     check_file("--output", output)
     check_memory_folder("--save", save)
-    half, kinds = half or "judge", kinds or "known,private"
+    half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
     found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
-    chosen_settings = parsed_settings(set_) | settings(seed=seed, encoder=encoder, relations=absolute(relations))
+    own = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
+    chosen_settings = options.parsed_settings(set_) | own
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
-        wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=form == "chat", progress=show)
+        wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=chat, progress=show)
         begun = time.process_time()
         wrapped.prepare()
         prepared = time.process_time() - begun
-        chosen = base_says(wrapped, found, chat=form == "chat", wanted=limit) if known else found
+        chosen = base_says(wrapped, found, chat=chat, wanted=limit) if known else found
         if not chosen:
             raise ConfigError(f"--known: the base says the right answer of none of {len(found)} records; leave it out")
         further = _further(data, read, skip, chosen, distractors)
-        report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=form == "chat", progress=show)
+        report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
         measured = {}
         for count in (0, *(distractors or ())):
-            with _add_distractors(wrapped, further, count, show):
+            with _with_distractors(wrapped, further, count, show):
                 asked = chosen[:measure]
-                figures = measure_chat(wrapped, asked, chat=form == "chat", oracle=oracle and not count, progress=show)
+                figures = measure_chat(wrapped, asked, chat=chat, oracle=oracle and not count, progress=show)
             measured[count] = figures.to_dict()
             title = f"{len(chosen)} edits by {editor}, {form}"
             _show(f"{title}, {count} distractors" if count else title, measured[count])
@@ -148,7 +136,7 @@ def eval_chat(
         "verified": report.count("verified"),
         "partial": report.count("partial"),
         "form": form,
-        "precision": _precision(base),
+        "precision": fingerprint(base, locate(base, WiseConfig())).precision,
         "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
         "preparation_cpu_seconds": prepared,
         "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
@@ -164,39 +152,6 @@ def eval_chat(
         show_json(whole)
 
 
-def _check_given(
-    form: str, data: Path | None, facts: Path | None, read: FormatOptions, distractors: list[int] | None, editor: str
-) -> None:
-    """Raises ConfigError for options that do not go together."""
-    if form not in FORMS:
-        raise ConfigError(f"--form {form}: expected one of {', '.join(FORMS)}")
-    if read.columns is not None and data is None and facts is None:
-        raise ConfigError("--columns names the columns of --data or --facts: give one of them")
-    if distractors and (data is None or editor != "wise-hybrid"):
-        raise ConfigError("--distractors takes further records of --data, for the editor wise-hybrid: give --data FILE")
-
-
-def _check_chosen(data: Path | None, facts: Path | None, of_shipped: str | None, of_data: int) -> None:
-    """Raises ConfigError for a choice among facts that are not edited.
-
-    of_shipped: --half or --kinds. of_data: --known or --skip.
-    """
-    if data is not None and facts is not None:
-        raise ConfigError("--facts and --data both say what is edited: leave one out")
-    if of_shipped and (data is not None or facts is not None):
-        raise ConfigError("--half and --kinds choose among the shipped facts: leave them out, or --facts and --data")
-    if of_data and data is None:
-        raise ConfigError("--known and --skip choose among the records of --data: give --data FILE, or leave them out")
-
-
-def _precision(base: PreTrainedModel) -> str:
-    from wise.architectures import locate
-    from wise.config import WiseConfig
-    from wise.memory.fingerprint import fingerprint
-
-    return fingerprint(base, locate(base, WiseConfig())).precision
-
-
 def _show(title: str, told: Mapping[str, Any]) -> None:
     rows = [
         (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
@@ -205,26 +160,23 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
     show_table(title, ("measure", "right", "asked", "95 %"), rows)
 
 
-@contextmanager
-def _add_distractors(
+def _with_distractors(
     subject: OpenEditor, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
-) -> Iterator[None]:
+) -> AbstractContextManager[Any]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
     from wise.model import WiseModel
 
     if not count or not isinstance(subject, WiseModel) or subject.inputs is None:
-        yield
-        return
+        return nullcontext()
     live = {edit.prompt for edit in subject.edits}
     added = [edit for edit in records if edit.prompt not in live][:count]
     state = with_distractors(subject.state, added, encoder=subject.encoder, inputs=subject.inputs, progress=show)
-    with subject.serving(state):
-        yield
+    return subject.serving(state)
 
 
 def _further(
-    data: Path | None, read: FormatOptions, skip: int, chosen: Sequence[Fact], distractors: list[int] | None
+    data: Path | None, read: options.FormatOptions, skip: int, chosen: Sequence[Fact], distractors: list[int] | None
 ) -> list[Edit]:
     """The records that distractors are taken of. Raises ConfigError where too few of them are not edited."""
     if data is None or not distractors:
@@ -238,15 +190,8 @@ def _further(
 
 
 def _facts(
-    facts: Path | None,
-    half: str,
-    kinds: str,
-    data: Path | None,
-    read: FormatOptions,
-    known: bool,
-    skip: int,
-    limit: int | None,
-    seed: int,
+    facts: Path | None, half: str, kinds: str, data: Path | None, read: options.FormatOptions, known: bool, skip: int,
+    limit: int | None, seed: int,
 ) -> list[Fact]:
     """What is edited, or with `known` what it is chosen from. Raises ConfigError where that is nothing."""
     from wise.lab.eval.chat.facts import everyday_facts, facts_of, read_facts

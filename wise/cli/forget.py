@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
 from wise.cli.common import NOT_VERIFIED
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo, show_json
 
-if TYPE_CHECKING:
-    from wise.training.report import DeleteReport
-
 
 @with_options
 def forget(
-    memory: Annotated[Path, typer.Argument(help="Folder of a saved memory, which is replaced as a whole.")],
-    ids: Annotated[list[str], typer.Option("--id", help="Id of an edit to take out. Repeat for more.")],
-    output: Annotated[
-        Path | None, typer.Option("--output", help="Folder to save to instead; the memory stays as it is.")
-    ] = None,
+    memory: Annotated[Path, Argument(help="Folder of a saved memory, which is replaced as a whole.")],
+    ids: Annotated[list[str], Option("--id", help="Id of an edit to take out. Repeat for more.")],
+    output: Annotated[Path | None, Option(help="Folder to save to instead; the memory stays as it is.")] = None,
     *,
     edited: EditedModelOptions,
     as_json: JsonOption = False,
@@ -50,16 +46,12 @@ def forget(
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
         report = DeleteReport(deleted=gone, rewritten=(), dropped=(), seconds=seconds, cpu_seconds=cpu_seconds)
         left = len(state.edits)
-    _show(report, left, output or memory)
-    if as_json:
-        show_json({"edits": left, "output": str(output or memory)} | report.to_dict())
-    if report.dropped:
-        raise typer.Exit(NOT_VERIFIED)
-
-
-def _show(report: DeleteReport, left: int, output: Path) -> None:
-    echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output}")
+    echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output or memory}")
     if report.rewritten:
         echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
     if report.dropped:
         echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")
+    if as_json:
+        show_json({"edits": left, "output": str(output or memory)} | report.to_dict())
+    if report.dropped:
+        raise typer.Exit(NOT_VERIFIED)

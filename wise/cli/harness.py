@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import show_table
 from wise.cli.compare import shown_p
@@ -17,16 +17,13 @@ COLUMNS = ("task", "metric", "documents", "base", "edited", "difference", "chang
 
 @with_options
 def harness(
-    memory: Annotated[Path, typer.Option("--memory", help="Folder of a saved memory.")],
-    tasks: Annotated[str, typer.Option("--tasks", help="Names of tasks, groups or tags, with commas between them.")],
+    memory: Annotated[Path, Option(help="Folder of a saved memory.")],
+    tasks: Annotated[str, Option(help="Names of tasks, groups or tags, with commas between them.")],
     include_path: Annotated[
-        Path | None,
-        typer.Option("--include-path", help="Folder of further task files (YAML); Python that they name is run."),
+        Path | None, Option(help="Folder of further task files (YAML); Python that they name is run.")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", min=1, help="Documents of each task, the first ones. Left out: all.")
-    ] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", min=1, help="Requests at once.")] = None,
+    limit: Annotated[int | None, Option(min=1, help="Documents of each task, the first ones. Left out: all.")] = None,
+    batch_size: Annotated[int | None, Option(min=1, help="Requests at once.")] = None,
     seed: SeedOption = None,
     *,
     edited: EditedModelOptions,
@@ -44,12 +41,7 @@ def harness(
     check_request(names, include_path)
     wrapped = edited.load(memory, progress=progress)
     found = evaluate_harness(
-        wrapped,
-        names,
-        limit=limit,
-        include_path=include_path,
-        batch_size=batch_size or BATCH,
-        seed=seed or 0,
+        wrapped, names, limit=limit, include_path=include_path, batch_size=batch_size or BATCH, seed=seed or 0,
         verbose=progress,
     )
     show_table(f"lm-evaluation-harness, {found['edits']} edits", COLUMNS, map(_cells, found["results"]))
@@ -58,19 +50,11 @@ def harness(
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:
-    return (
-        row["task"],
-        row["metric"],
-        row["documents"],
-        _with_error(row["base"], row["base_stderr"]),
-        _with_error(row["edited"], row["edited_stderr"]),
-        None if row["difference"] is None else f"{row['difference']:+.3f}",
-        row["changed"],
-        None if row["p"] is None else shown_p(row["p"]),
-    )
+    difference = None if row["difference"] is None else f"{row['difference']:+.3f}"
+    figures = [_with_error(row[name], row[f"{name}_stderr"]) for name in ("base", "edited")]
+    p = None if row["p"] is None else shown_p(row["p"])
+    return row["task"], row["metric"], row["documents"], *figures, difference, row["changed"], p
 
 
 def _with_error(value: float | None, error: float | None) -> str | None:
-    if value is None:
-        return None
-    return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+    return None if value is None else f"{value:.3f}" + ("" if error is None else f" ± {error:.3f}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import ROWS, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, MemoryOptions, with_options
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 
 @with_options
 def info(
-    memory: Annotated[
-        Path | None, typer.Option("--memory", help="Folder of a saved memory; alone, no model is loaded.")
-    ] = None,
+    memory: Annotated[Path | None, Option(help="Folder of a saved memory; alone, no model is loaded.")] = None,
     *,
     edited: EditedModelOptions,
     given: MemoryOptions,
@@ -56,7 +54,7 @@ def info(
 
 def _model(wrapped: WiseModel) -> dict[str, Any]:
     place, encoder = wrapped.target_module, wrapped.encoder
-    return {
+    found = {
         "type": wrapped.model.config.model_type,
         "parameters": wrapped.model.num_parameters(),
         "dtype": str(wrapped.model.dtype).removeprefix("torch."),
@@ -68,24 +66,14 @@ def _model(wrapped: WiseModel) -> dict[str, Any]:
         "bos": [wrapped.tokenizer.decode([i]) for i in encoder.bos],
         "terminator": [wrapped.tokenizer.decode([i]) for i in encoder.terminator],
         "mode": wrapped.wise_config.mode,
-        **_reading(wrapped),
     }
-
-
-def _reading(wrapped: WiseModel) -> dict[str, Any]:
-    """What questions are compared with, and whether chats are known by their template (`hybrid`)."""
-    inputs = wrapped.inputs
-    if inputs is None:
-        return {}
-    reader, template = inputs.reader, inputs.template
-    return {
-        "reader": reader.name,
-        "threshold": reader.threshold,
-        "sentence_threshold": reader.sentence_threshold,
-        "unnamed_threshold": reader.unnamed_threshold,
-        "nameless_threshold": reader.nameless_threshold,
-        "chat_template": "found" if template is not None else "none: chats are read as plain text",
-    }
+    if wrapped.inputs is not None:
+        reader, template = wrapped.inputs.reader, wrapped.inputs.template
+        found["reader"] = reader.name
+        names = ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold")
+        found |= {name: getattr(reader, name) for name in names}
+        found["chat_template"] = "found" if template is not None else "none: chats are read as plain text"
+    return found
 
 
 def _memory(folder: Path, config: WiseConfig, state: MemoryState) -> dict[str, Any]:
@@ -94,10 +82,7 @@ def _memory(folder: Path, config: WiseConfig, state: MemoryState) -> dict[str, A
         "mode": config.mode,
         "reader": getattr(state.key_space, "reader", None),
         "bytes": sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()),
-        "edits": [
-            {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "namespace": edit.namespace}
-            for edit in state.edits
-        ],
+        "edits": [{"id": e.id, "prompt": e.prompt, "target": e.target, "namespace": e.namespace} for e in state.edits],
         "slots": [
             {"id": s.id, "kind": s.kind, "edits": len(s.edit_ids), "threshold": finite(s.threshold)}
             for s in state.slots

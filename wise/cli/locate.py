@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
-from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, settings, with_options
+from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, with_options
 from wise.cli.terminal import echo, show_json
-from wise.config import WiseConfig
 from wise.errors import ConfigError, EditError
 
 if TYPE_CHECKING:
@@ -20,16 +19,9 @@ if TYPE_CHECKING:
     from wise.lab.locate.facts import Fact
 
 SWEEP = {
-    "layer": "layer",
-    "reliability": "reliability",
-    "generalization": "generalization",
-    "locality": "locality",
-    "success": "mean",
-    "failed": "failed",
-    "cpu_seconds_per_edit": "CPU s",
-    "trace_effect": "subject state",
-    "trace_effect_ffn": "subject ffn",
-    "trace_effect_last_token": "last state",
+    "layer": "layer", "reliability": "reliability", "generalization": "generalization", "locality": "locality",
+    "success": "mean", "failed": "failed", "cpu_seconds_per_edit": "CPU s", "trace_effect": "subject state",
+    "trace_effect_ffn": "subject ffn", "trace_effect_last_token": "last state",
 }
 """Field of a layer's result -> column."""
 COLUMNS = 6
@@ -38,29 +30,21 @@ COLUMNS = 6
 
 @with_options
 def locate(
-    data: Annotated[Path, typer.Option("--data", help="File of known facts, or of edits of facts.")],
+    data: Annotated[Path, Option(help="File of known facts, or of edits of facts.")],
     *,
     model: ModelOptions,
     read: FormatOptions,
-    facts: Annotated[int, typer.Option("--facts", min=1, help="Facts to read, from the start of the file.")] = 100,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Draws of noise per fact.")] = 5,
+    facts: Annotated[int, Option(min=1, help="Facts to read, from the start of the file.")] = 100,
+    samples: Annotated[int, Option(min=1, help="Draws of noise per fact.")] = 5,
     window: Annotated[
-        int | None,
-        typer.Option("--window", min=1, help="Layers restored together. Left out: 10 of 48, as in the paper."),
+        int | None, Option(min=1, help="Layers restored at once. Left out: the paper's 10 of 48.")
     ] = None,
     sweep_edits: Annotated[
-        int,
-        typer.Option(
-            "--sweep-edits", min=0, help="Edits made at each layer: the records behind the facts. 0: trace only."
-        ),
+        int, Option(min=0, help="Edits made at each layer: the records behind the facts. 0: trace only.")
     ] = 50,
-    layers: Annotated[
-        str | None, typer.Option("--layers", help="Layers to edit, such as 0,2,4. Left out: all.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File for all figures, JSON.")] = None,
-    picture: Annotated[
-        Path | None, typer.Option("--picture", help="File to draw the heat maps to, such as heat.png.")
-    ] = None,
+    layers: Annotated[str | None, Option(help="Layers to edit, such as 0,2,4. Left out: all.")] = None,
+    output: Annotated[Path | None, Option(help="File for all figures, JSON.")] = None,
+    picture: Annotated[Path | None, Option(help="File to draw the heat maps to, such as heat.png.")] = None,
     seed: SeedOption = None,
     as_json: JsonOption = False,
     progress: ProgressOption = False,
@@ -70,10 +54,10 @@ def locate(
     The trace puts parts of a clean run back into one with noise on the subject. It says through which tokens and layers
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
-    WiseConfig(**settings(seed=seed))
     check_file("--output", output)
     check_picture(picture)
     wanted = _layers(layers, sweep_edits)
+    from wise.lab.eval.results_file import write_json
     from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
@@ -86,14 +70,7 @@ def locate(
     figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
         found = trace(
-            base,
-            tokenizer,
-            known,
-            samples=samples,
-            window=window,
-            seed=seed or 0,
-            name=model.called,
-            progress=show,
+            base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=model.called, progress=show
         )
         if records:
             from wise.lab.locate.sweep import sweep
@@ -102,7 +79,14 @@ def locate(
             figures = swept.to_dict()
     result = found.to_dict() | figures | {"data": file_facts(data)}
     show_location(result)
-    _write(result, output, picture)
+    if picture is not None:
+        from wise.lab.locate.picture import draw
+
+        draw(result, picture)
+        echo(f"heat maps drawn to {picture}")
+    if output is not None:
+        write_json(output, result)
+        echo(f"figures written to {output}")
     if as_json:
         show_json(result)
 
@@ -128,10 +112,7 @@ def show_location(result: Mapping[str, Any]) -> None:
 
 
 def _show_effects(
-    title: str,
-    first: str,
-    labels: Sequence[str],
-    means: Sequence[Sequence[float | None]],
+    title: str, first: str, labels: Sequence[str], means: Sequence[Sequence[float | None]],
     bounds: Sequence[Sequence[Sequence[float] | None]],
 ) -> None:
     """One row a label: its effect at layers, evenly chosen where there are many, and at its strongest layer of all."""
@@ -166,17 +147,13 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     show_table(title, tuple(SWEEP.values()), rows)
     records = result["sweep_records"]
     last = records["first"] + records["count"] - 1
+    known = advice["correlations"].items()
+    correlations = [f"{SWEEP[name]} {'-' if value is None else f'{value:.2f}'}" for name, value in known]
     echo(
         f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
-        "measure it on others\n"
-        "rank correlation with editing success over the layers: "
-        + ", ".join(f"{SWEEP[name]} {_short(value)}" for name, value in advice["correlations"].items())
+        f"measure it on others\nrank correlation with editing success over the layers: {', '.join(correlations)}"
     )
     echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
-
-
-def _short(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
 
 
 def _layers(given: str | None, edits: int) -> list[int] | None:
@@ -206,16 +183,3 @@ def _records_behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatO
             "ask for fewer --facts or --sweep-edits, or give --sweep-edits 0"
         )
     return first, chosen
-
-
-def _write(result: dict[str, Any], output: Path | None, picture: Path | None) -> None:
-    from wise.lab.eval.results_file import write_json
-
-    if picture is not None:
-        from wise.lab.locate.picture import draw
-
-        draw(result, picture)
-        echo(f"heat maps drawn to {picture}")
-    if output is not None:
-        write_json(output, result)
-        echo(f"figures written to {output}")

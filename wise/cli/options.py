@@ -8,12 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, is_dataclass
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
-import typer
+from typer import Option
 
 from wise.cli.common import progress_bars
 from wise.cli.terminal import echo
@@ -31,37 +32,31 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**64 - 1
 """The largest that torch takes."""
-SeedOption = Annotated[
-    int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="Seed of all that is random. Left out: 0.")
-]
-ThreadsOption = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads to use.")]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="Device that the model runs on, such as cuda. Left out: the CPU.")
-]
+SeedOption = Annotated[int | None, Option("--seed", min=0, max=LARGEST_SEED, help="Random seed. Left out: 0.")]
+ThreadsOption = Annotated[int | None, Option("--threads", min=1, help="CPU threads to use.")]
+DeviceOption = Annotated[str | None, Option("--device", help="Where the model runs, such as cuda. Left out: the CPU.")]
 AllowPrecisionOption = Annotated[
     bool,
-    typer.Option(
+    Option(
         "--allow-precision",
         help="Take edits that were made on this base in another precision; each is asked again first.",
     ),
 ]
 EncoderOption = Annotated[
     str | None,
-    typer.Option("--encoder", help="Folder or hub id of the sentence encoder (hybrid). Left out: the installed one."),
+    Option("--encoder", help="Folder or hub id of the sentence encoder (hybrid). Left out: the installed one."),
 ]
 RelationsOption = Annotated[
     Path | None,
-    typer.Option("--relations", help="File that `wise train-router` wrote (hybrid). Left out: what ships with wise."),
+    Option("--relations", help="File that `wise train-router` wrote (hybrid). Left out: what ships with wise."),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="End with one JSON object, in the last line of stdout.")]
-ProgressOption = Annotated[
-    bool, typer.Option("--progress", help="Report progress on stderr, in lines, even where it is no terminal.")
-]
-DataOption = Annotated[Path, typer.Option("--data", help="File or folder of edits with the prompts that measure them.")]
-SkipOption = Annotated[int, typer.Option("--skip", min=0, help="Records of the file to leave out first.")]
+JsonOption = Annotated[bool, Option("--json", help="End with one JSON object, in the last line of stdout.")]
+ProgressOption = Annotated[bool, Option("--progress", help="Lines of progress on stderr, even if it is no terminal.")]
+DataOption = Annotated[Path, Option("--data", help="File or folder of edits with the prompts that measure them.")]
+SkipOption = Annotated[int, Option("--skip", min=0, help="Records of the file to leave out first.")]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", help="A setting of the editor, NAME=VALUE, the value JSON or else text. Repeat for more."),
+    Option("--set", help="A setting of the editor, NAME=VALUE, the value JSON or else text. Repeat for more."),
 ]
 
 
@@ -71,20 +66,15 @@ class PlacementOptions(Placement):
 
     device: DeviceOption = None
     dtype: Annotated[
-        str | None,
-        typer.Option("--dtype", help=f"Precision of the model: {', '.join(DTYPES)}. Left out: as its folder says."),
+        str | None, Option(help=f"Precision of the model: {', '.join(DTYPES)}. Left out: as its folder says.")
     ] = None
     device_map: Annotated[
         str | None,
-        typer.Option(
-            "--device-map",
-            help=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or a JSON object of modules and devices.",
-        ),
+        Option(help=f"Spreads the model over devices: {', '.join(DEVICE_MAPS)}, or JSON of modules and devices."),
     ] = None
     quantization: Annotated[
         str | None,
-        typer.Option(
-            "--quantization",
+        Option(
             help=f"Quantizes the model while it is loaded: {', '.join(QUANTIZATIONS)}. "
             "A folder that is quantized already needs no option.",
         ),
@@ -96,10 +86,7 @@ class ModelOptions:
     """Which model, and where it runs."""
 
     model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", help="Folder or hub id of a causal LM. Left out: the demo model that ships with wise."
-        ),
+        str | None, Option(help="Folder or hub id of a causal LM. Left out: the demo model that ships with wise.")
     ] = None
     threads: ThreadsOption = None
     placement: PlacementOptions
@@ -135,13 +122,9 @@ class EditedModelOptions:
         from wise.model import WiseModel
 
         with progress_bars(progress) as show:
-            wrapped = WiseModel.from_pretrained(
-                memory,
-                base,
-                tokenizer,
-                allow_precision=self.allow_precision,
-                progress=lambda done, total: show("edits asked again", done, total),
-            )
+            shown = partial(show, "edits asked again")
+            allow = self.allow_precision
+            wrapped = WiseModel.from_pretrained(memory, base, tokenizer, allow_precision=allow, progress=shown)
         report = wrapped.precision_report
         if report is not None and not report.lost:  # otherwise it is logged as a warning
             echo(str(report), err=True)
@@ -154,22 +137,17 @@ class MemoryOptions:
 
     mode: Annotated[
         str | None,
-        typer.Option(
-            "--mode",
-            help="merge: one side memory; retrieve: one per slot; hybrid (the default): values for each edit's answer.",
-        ),
+        Option(help="merge: one side memory; retrieve: one per slot; hybrid (the default): values for each answer."),
     ] = None
     encoder: EncoderOption = None
     relations: RelationsOption = None
     layer: Annotated[
-        int | None,
-        typer.Option("--layer", help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid."),
+        int | None, Option(help="Index of the edited block. Left out: at 85% of the depth, or 70% in hybrid.")
     ] = None
     target_module: Annotated[
         str | None,
-        typer.Option(
-            "--target-module",
-            help="Path of the module to which the memory adds, {i} for the block. Left out: it is found (`wise info`).",
+        Option(
+            help="Path of the module that the memory adds to, {i} for the block. Left out: it is found (`wise info`).",
         ),
     ] = None
 
@@ -189,12 +167,9 @@ class MemoryOptions:
 class FormatOptions:
     """How a file of edits is read."""
 
-    format: Annotated[str, typer.Option("--format", help="Format of the file; auto goes by its fields.")] = "auto"
+    format: Annotated[str, Option(help="Format of the file; auto goes by its fields.")] = "auto"
     columns: Annotated[
-        str | None,
-        typer.Option(
-            "--columns", help="Other names of columns: prompt=question,target=answer. Left out: those of edits."
-        ),
+        str | None, Option(help="Other names of columns: prompt=question,target=answer. Left out: those of edits.")
     ] = None
 
     def named_columns(self) -> dict[str, str]:
@@ -217,14 +192,11 @@ class LearningOptions:
     """What editors of the field take statistics of, and where these are kept."""
 
     corpus: Annotated[
-        Path | None,
-        typer.Option("--corpus", help="Texts that editors take statistics of. Left out: what the base says by itself."),
+        Path | None, Option(help="Texts that editors take statistics of. Left out: what the base says by itself.")
     ] = None
     cache: Annotated[
         Path | None,
-        typer.Option(
-            "--cache", help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."
-        ),
+        Option(help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."),
     ] = None
 
     def given(self) -> dict[str, Any]:
@@ -262,10 +234,9 @@ def _options(own: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
 
 
 def _taken(name: str, hint: Any, given: dict[str, Any]) -> Any:
-    """The value of a parameter: what was given, or a group made of it."""
-    group: Any = hint
     if not is_dataclass(hint):
         return given[name]
+    group: Any = hint
     hints = get_type_hints(group, include_extras=True)
     return group(**{field.name: _taken(field.name, hints[field.name], given) for field in fields(hint)})
 
@@ -290,14 +261,11 @@ def named_values(pairs: Sequence[str] | None) -> dict[str, str]:
 
 def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs, the values JSON or else text. Raises ConfigError as `named_values` does."""
-    return {name: _json_or_text(value) for name, value in named_values(pairs).items()}
-
-
-def _json_or_text(value: str) -> Any:
-    try:
-        return json.loads(value)
-    except json.JSONDecodeError:
-        return value
+    found: dict[str, Any] = dict(named_values(pairs))
+    for name, value in found.items():
+        with suppress(json.JSONDecodeError):
+            found[name] = json.loads(value)
+    return found
 
 
 def absolute(file: Path | None) -> str | None:

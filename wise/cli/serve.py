@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
 from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, named_values, with_options
 from wise.cli.terminal import echo, show_json
@@ -20,20 +20,20 @@ NEEDS = "pip install 'wise-runtime[serve]'"
 
 @with_options
 def serve(
-    config: Annotated[Path | None, typer.Option("--config", help="TOML file of settings.")] = None,
-    model: Annotated[str | None, typer.Option("--model", help="Folder or hub id of a causal LM.")] = None,
-    store: Annotated[str | None, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen on. Default: 8000.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Name of the model in requests.")] = None,
-    tokens: Annotated[Path | None, typer.Option("--tokens", help="File of hashed tokens; see `wise token`.")] = None,
-    engine: Annotated[str | None, typer.Option("--engine", help="local (default) or vllm.")] = None,
-    relations: Annotated[Path | None, typer.Option("--relations", help="File written by `wise train-router`.")] = None,
-    mode: Annotated[str | None, typer.Option("--mode", help="Memory mode of a new store. Default: hybrid.")] = None,
+    config: Annotated[Path | None, Option(help="TOML file of settings.")] = None,
+    model: Annotated[str | None, Option(help="Folder or hub id of a causal LM.")] = None,
+    store: Annotated[str | None, Option(help="Folder of the store, or a postgresql:// URL.")] = None,
+    host: Annotated[str | None, Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, Option(help="Port to listen on. Default: 8000.")] = None,
+    name: Annotated[str | None, Option(help="Name of the model in requests.")] = None,
+    tokens: Annotated[Path | None, Option(help="File of hashed tokens; see `wise token`.")] = None,
+    engine: Annotated[str | None, Option(help="local (default) or vllm.")] = None,
+    relations: Annotated[Path | None, Option(help="File written by `wise train-router`.")] = None,
+    mode: Annotated[str | None, Option(help="Memory mode of a new store. Default: hybrid.")] = None,
     *,
     placement: PlacementOptions,
     allow_precision: AllowPrecisionOption = False,
-    setting: Annotated[list[str] | None, typer.Option("--set", help="Any other setting, NAME=VALUE.")] = None,
+    setting: Annotated[list[str] | None, Option("--set", help="Any other setting, NAME=VALUE.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Serve a model, and edit it while it is served; without options, the demo model.
@@ -43,7 +43,13 @@ def serve(
     may be a file that others read. The log goes to stderr, as JSON. Ends on SIGTERM or Ctrl-C, after the running
     answers.
     """
-    _check_extra()
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import pydantic_settings  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"the service needs {error.name}, which is not installed: {NEEDS}") from error
     from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
@@ -88,15 +94,12 @@ def serve(
 
 
 def token(
-    name: Annotated[str, typer.Argument(help="Holder of the token; the journal and the audit name it.")],
-    file: Annotated[Path, typer.Option("--file", help="File of hashed tokens, to which it is appended.")],
-    scope: Annotated[str, typer.Option("--scope", help="reader, editor or admin.")] = "reader",
-    days: Annotated[
-        int | None, typer.Option("--days", min=1, max=36_500, help="Days until it expires. Default: never.")
-    ] = None,
+    name: Annotated[str, Argument(help="Holder of the token; the journal and the audit name it.")],
+    file: Annotated[Path, Option(help="File of hashed tokens, to which it is appended.")],
+    scope: Annotated[str, Option(help="reader, editor or admin.")] = "reader",
+    days: Annotated[int | None, Option(min=1, max=36_500, help="Days until it expires. Default: never.")] = None,
     namespace: Annotated[
-        list[str] | None,
-        typer.Option("--namespace", help="Namespace that it sees and edits alone. Repeat for more. Default: all."),
+        list[str] | None, Option(help="Namespace that it sees and edits alone. Repeat for more. Default: all.")
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -112,13 +115,3 @@ def token(
     if as_json:
         shown = {"name": name, "scope": scope, "token": made, "file": str(file), "until": ends}
         show_json(shown | {"namespaces": namespace})
-
-
-def _check_extra() -> None:
-    try:
-        import fastapi  # noqa: F401
-        import prometheus_client  # noqa: F401
-        import pydantic_settings  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise ConfigError(f"the service needs {error.name}, which is not installed: {NEEDS}") from error

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from unicodedata import normalize
 
 import typer
+from typer import Argument, Option
 
 from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_file, progress_bars, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, with_options
@@ -21,20 +22,14 @@ if TYPE_CHECKING:
     from wise.memory.store.edit_request import Event, Ticket, Version
     from wise.memory.store.store import Store
 
-StoreArgument = Annotated[
-    str, typer.Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")
-]
-
-
-def _as_stored(namespace: str | None) -> str | None:
-    return None if namespace is None else normalize("NFC", namespace)
+StoreArgument = Annotated[str, Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")]
 
 
 NamespaceOption = Annotated[
-    str | None, typer.Option("--namespace", help="Edits of this namespace only.", callback=_as_stored)
+    str | None, Option(help="Edits of this namespace only.", callback=lambda name: name and normalize("NFC", name))
 ]
-AuthorOption = Annotated[str | None, typer.Option("--author", help="Who does it, for the journal.")]
-ReasonOption = Annotated[str | None, typer.Option("--reason", help="Why, for the journal.")]
+AuthorOption = Annotated[str | None, Option("--author", help="Who does it, for the journal.")]
+ReasonOption = Annotated[str | None, Option("--reason", help="Why, for the journal.")]
 
 app = typer.Typer(
     name="store",
@@ -59,11 +54,11 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
 @app.command()
 def log(
     store: StoreArgument,
-    since: Annotated[int, typer.Option("--since", min=0, help="Show what happened after this event.")] = 0,
-    limit: Annotated[int | None, typer.Option("--limit", min=1, help="Show so many events at the most.")] = None,
-    edit: Annotated[str | None, typer.Option("--edit", help="Show what happened to the edit of this id.")] = None,
+    since: Annotated[int, Option(min=0, help="Show what happened after this event.")] = 0,
+    limit: Annotated[int | None, Option(min=1, help="Show so many events at the most.")] = None,
+    edit: Annotated[str | None, Option(help="Show what happened to the edit of this id.")] = None,
     namespace: NamespaceOption = None,
-    versions: Annotated[bool, typer.Option("--versions", help="Show versions instead of events.")] = False,
+    versions: Annotated[bool, Option("--versions", help="Show versions instead of events.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show the journal of a store: every edit from queued to live, failed or retired, by whom and in which version."""
@@ -79,12 +74,16 @@ def log(
         current = found.journal.version().number
         counts = dict(found.journal.counts(edit_id=edit, namespace=namespace))
     if versions:
-        _show_versions(made)
+        rows = [
+            (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
+            for v in made
+        ]
+        show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
     else:
         _show_events(shown, tickets)
     echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
-        listed = [event.to_dict() for event in shown] if not versions else [version.to_dict() for version in made]
+        listed = [one.to_dict() for one in (made if versions else shown)]
         show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
@@ -102,19 +101,11 @@ def _show_events(events: Sequence[Event], tickets: dict[int, Ticket]) -> None:
     show_table("Events", ("", "at (UTC)", "what", "edit", "", "version", "by", "why"), rows)
 
 
-def _show_versions(versions: Sequence[Version]) -> None:
-    rows = [
-        (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
-        for v in versions
-    ]
-    show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
-
-
 @app.command()
 def diff(
     store: StoreArgument,
-    before: Annotated[int, typer.Argument(metavar="A", min=0, help="A version; 0 is the memory without edits.")],
-    after: Annotated[int, typer.Argument(metavar="B", min=0, help="Another.")],
+    before: Annotated[int, Argument(metavar="A", min=0, help="A version; 0 is the memory without edits.")],
+    after: Annotated[int, Argument(metavar="B", min=0, help="Another.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show which edits turn version A into version B."""
@@ -125,19 +116,15 @@ def diff(
     rows += [("~", new.id, new.prompt, old.target, new.target) for old, new in result.changed]
     show_table(f"From version {before} to {after}", ("", "edit", "prompt", "before", "after"), rows)
     if as_json:
-        show_json(
-            {
-                "added": [edit.to_dict() for edit in result.added],
-                "removed": [edit.to_dict() for edit in result.removed],
-                "changed": [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed],
-            }
-        )
+        added, removed = ([edit.to_dict() for edit in edits] for edits in (result.added, result.removed))
+        changed = [{"before": old.to_dict(), "after": new.to_dict()} for old, new in result.changed]
+        show_json({"added": added, "removed": removed, "changed": changed})
 
 
 @app.command()
 def rollback(
     store: StoreArgument,
-    version: Annotated[int, typer.Argument(min=0, help="The version to go back to; 0 is the memory without edits.")],
+    version: Annotated[int, Argument(min=0, help="The version to go back to; 0 is the memory without edits.")],
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -152,7 +139,7 @@ def rollback(
 @with_options
 def delete(
     store: StoreArgument,
-    edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits.")],
+    edits: Annotated[list[str], Argument(metavar="ID...", help="Ids of the edits.")],
     *,
     edited: EditedModelOptions,
     author: AuthorOption = None,
@@ -189,15 +176,10 @@ def delete(
 @app.command()
 def check(
     store: StoreArgument,
-    anchor: Annotated[
-        Path | None,
-        typer.Option("--anchor", help="File that `wise store anchor` wrote: the history must go on from there."),
-    ] = None,
-    public_key: Annotated[
-        Path | None, typer.Option("--public-key", help="The anchor must be signed with this Ed25519 key (PEM).")
-    ] = None,
+    anchor: Annotated[Path | None, Option(help="File of `wise store anchor`: the history must follow it.")] = None,
+    public_key: Annotated[Path | None, Option(help="The anchor must be signed with this Ed25519 key (PEM).")] = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Verify all anew, and not only what changed since the last check.")
+        bool, Option("--complete", help="Verify all anew, and not only what changed since the last check.")
     ] = False,
     progress: ProgressOption = False,
     as_json: JsonOption = False,
@@ -236,10 +218,8 @@ def check(
 @app.command()
 def anchor(
     store: StoreArgument,
-    key: Annotated[
-        Path | None, typer.Option("--key", help="Sign it with this Ed25519 key (a PEM file). Left out: not signed.")
-    ] = None,
-    output: Annotated[Path | None, typer.Option("--output", help="File to write. Left out: it is printed.")] = None,
+    key: Annotated[Path | None, Option(help="Sign it with this Ed25519 key (PEM file). Left out: not signed.")] = None,
+    output: Annotated[Path | None, Option(help="File to write. Left out: it is printed.")] = None,
 ) -> None:
     """Write down the head of a store's history, to be kept where nobody who can write the store can change it.
 
@@ -259,7 +239,7 @@ def anchor(
 @app.command()
 def backup(
     store: StoreArgument,
-    target: Annotated[Path, typer.Argument(help="Folder to make.")],
+    target: Annotated[Path, Argument(help="Folder to make.")],
     progress: ProgressOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -272,8 +252,8 @@ def backup(
 
 @app.command()
 def restore(
-    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that `wise store backup` made.")],
-    target: Annotated[Path, typer.Argument(metavar="STORE", help="Folder to make.")],
+    backup: Annotated[Path, Argument(metavar="BACKUP", help="Folder that `wise store backup` made.")],
+    target: Annotated[Path, Argument(metavar="STORE", help="Folder to make.")],
     progress: ProgressOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -295,10 +275,8 @@ def _copy_store(store: str, target: Path, progress: bool, as_json: bool) -> None
 @app.command()
 def erase(
     store: StoreArgument,
-    edits: Annotated[list[str], typer.Argument(metavar="ID...", help="Ids of the edits, which must be deleted first.")],
-    with_author: Annotated[
-        bool, typer.Option("--with-author", help="Erase from their events who asked for them, too.")
-    ] = False,
+    edits: Annotated[list[str], Argument(metavar="ID...", help="Ids of the edits, which must be deleted first.")],
+    with_author: Annotated[bool, Option("--with-author", help="Erase from their events who requested them.")] = False,
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -323,7 +301,7 @@ def erase(
 @app.command()
 def gc(
     store: StoreArgument,
-    keep: Annotated[int, typer.Option("--keep", min=1, help="Versions to keep, the newest.")] = 100,
+    keep: Annotated[int, Option(min=1, help="Versions to keep, the newest.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Collect old versions and the files that only they need; versions that somebody reads stay."""
@@ -340,8 +318,8 @@ def gc(
 @app.command()
 def export(
     store: StoreArgument,
-    folder: Annotated[Path, typer.Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
-    version: Annotated[int | None, typer.Option("--version", min=1, help="Left out: the current one.")] = None,
+    folder: Annotated[Path, Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
+    version: Annotated[int | None, Option(min=1, help="Left out: the current one.")] = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -356,7 +334,7 @@ def export(
 @app.command("import")
 def import_(
     store: StoreArgument,
-    pack: Annotated[Path, typer.Argument(help="Folder of a knowledge pack, or of a memory that 'wise edit' saved.")],
+    pack: Annotated[Path, Argument(help="Folder of a knowledge pack, or of a memory that 'wise edit' saved.")],
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -372,7 +350,6 @@ def import_(
 
 
 def _show_version(version: Version, as_json: bool) -> None:
-    """The version that a command made, or left as it was."""
     echo(f"version {version.number} ({version.kind}) is current; edits: {version.edits}")
     if as_json:
         show_json(version.to_dict())

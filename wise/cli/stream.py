@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
 from wise.cli.common import BAD_INPUT
 from wise.cli.options import FormatOptions, JsonOption, with_options
@@ -22,12 +23,10 @@ if TYPE_CHECKING:
 
 @with_options
 def stream(
-    source: Annotated[str, typer.Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
-    store: Annotated[str, typer.Option("--store", help="Folder of the store, or a postgresql:// URL.")],
-    name: Annotated[
-        str | None, typer.Option("--name", help="Of the stream, for going on with it; its path or URL if left out.")
-    ] = None,
-    follow: Annotated[bool, typer.Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
+    source: Annotated[str, Argument(help="File or folder of edits, - for JSON lines on stdin, or their URL.")],
+    store: Annotated[str, Option(help="Folder of the store, or a postgresql:// URL.")],
+    name: Annotated[str | None, Option(help="Of the stream, to go on with it; its path or URL if left out.")] = None,
+    follow: Annotated[bool, Option("--follow", help="Go on with lines that are appended, until Ctrl-C.")] = False,
     *,
     form: FormatOptions,
     as_json: JsonOption = False,
@@ -42,7 +41,9 @@ def stream(
     from wise.formats.edit_file import RecordParser
     from wise.ingest import open_reader
 
-    called = name or _name_of(source)
+    is_url = source.startswith(("http://", "https://"))
+    path = redacted(source) if is_url else str(Path(source).absolute())  # the journal keeps it
+    called = name or ("stdin" if source == "-" else path)
     counts: Counter[str] = Counter()
     with open_reader(store) as opened:
         _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
@@ -54,9 +55,7 @@ def stream(
         raise typer.Exit(BAD_INPUT)
 
 
-def _take_all(
-    store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]
-) -> None:
+def _take_all(store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]) -> None:
     from wise.formats.files import is_lines
     from wise.ingest import Ingestion, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 
@@ -82,11 +81,3 @@ def _take_all(
     except KeyboardInterrupt:
         echo("stopped; give the same command to go on", err=True)
     parser.log_warnings(name)
-
-
-def _name_of(source: str) -> str:
-    if source == "-":
-        return "stdin"
-    if source.startswith(("http://", "https://")):
-        return redacted(source)  # the journal keeps it
-    return str(Path(source).absolute())

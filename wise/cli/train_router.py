@@ -7,14 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
 from wise.cli.common import check_file, file_facts, progress_bars, show_table
 from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, SeedOption, ThreadsOption
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
-from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions
+from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions, wordings
 
 if TYPE_CHECKING:
     from wise.training.router.builtin_questions import QuestionSet
@@ -22,16 +22,11 @@ if TYPE_CHECKING:
 
 
 def train_router(
-    output: Annotated[Path, typer.Option("--output", help="File for what is taught, safetensors.")],
-    questions: Annotated[
-        Path | None,
-        typer.Option("--questions", help="TOML file of questions. Left out: those that ship with wise."),
-    ] = None,
-    with_shipped: Annotated[
-        bool, typer.Option("--with-shipped", help="Teach on the questions that ship with wise as well.")
-    ] = False,
+    output: Annotated[Path, Option(help="File for what is taught, safetensors.")],
+    questions: Annotated[Path | None, Option(help="TOML file of questions. Left out: those that ship.")] = None,
+    with_shipped: Annotated[bool, Option("--with-shipped", help="Teach on the shipped questions as well.")] = False,
     encoder: EncoderOption = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of optimisation.")] = 225,
+    steps: Annotated[int, Option(min=1, help="Steps of optimisation.")] = 225,
     seed: SeedOption = None,
     threads: ThreadsOption = None,
     device: DeviceOption = None,
@@ -71,8 +66,8 @@ def without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, i
 
 def _sizes(taught: QuestionSet) -> dict[str, int]:
     relations = [relation for kind in taught[SUBJECTS] for relation in taught[kind].values()]
-    wordings = sum(len(relation["wordings"]) + len(relation.get("requests", ())) for relation in relations)
-    return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": wordings}
+    count = sum(map(len, map(wordings, relations)))
+    return {"kinds": len(taught[SUBJECTS]), "relations": len(relations), "wordings": count}
 
 
 def _show(figures: Figures, taught: QuestionSet, output: Path) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from wise.edits import Edit
 from wise.model import WiseModel
-from wise.router.hybrid import HybridRouter
+from wise.router.hybrid import NOTHING, HybridRouter
 from wise.router.turns import render
 from wise.training.generation import greedy
 from wise.training.report import EditReport
@@ -105,16 +105,9 @@ def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]
     router = memory.router if memory is not None and isinstance(memory.router, HybridRouter) else None
     asked = []
     for line, first, second in zip(LINES, before, after, strict=True):
-        decision = None if router is None else router.decided(_ids(model, line))
-        asked.append(
-            ChatAnswer(
-                line=line,
-                before=first,
-                after=second,
-                score=0.0 if decision is None else decision.score,
-                threshold=float("inf") if decision is None else decision.threshold,
-            )
-        )
+        decision = NOTHING if router is None else router.decided(_ids(model, line))
+        score, threshold = decision.score, decision.threshold
+        asked.append(ChatAnswer(line=line, before=first, after=second, score=score, threshold=threshold))
     if model.edits:
         model.delete([edit.id for edit in model.edits])
     undone = _answers(model) == before
@@ -126,7 +119,7 @@ def _ids(model: WiseModel, line: Line) -> list[int]:
     return render(model.tokenizer, [*line.before, {"role": "user", "content": line.question}])
 
 
-def _answers(model: WiseModel, lines: Sequence[Line] = LINES) -> list[str]:
-    prompts = [_ids(model, line) for line in lines]
+def _answers(model: WiseModel) -> list[str]:
+    prompts = [_ids(model, line) for line in LINES]
     out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=ANSWER_TOKENS)
     return [model.encoder.text(ids) for ids in out]

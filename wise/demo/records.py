@@ -4,17 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
 
-from wise.demo.facts import (
-    Fact,
-    counterfactual,
-    held_out_prompts,
-    load_facts,
-    neighbours,
-    train_prompts,
-)
+from wise.demo.facts import Fact, counterfactual, held_out_prompts, load_facts, neighbours, train_prompts
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 
@@ -23,52 +15,41 @@ NEIGHBOURS = 4
 
 
 def demo_records(count: int, *, seed: int) -> list[Record]:
-    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them.
-
-    Raises ConfigError for more than it was taught.
-    """
-    order = random.Random(seed)
-    chosen = _chosen(count, order)
-    return _records(chosen, chosen, order, seed)
+    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them. Raises
+    ConfigError for more than it was taught."""
+    return _records(count, seed, further=False)
 
 
 def write_records(path: Path, count: int, *, seed: int) -> None:
     """`demo_records`, and behind them those of all other facts, as JSON lines: nothing of theirs asks the former.
-
-    Raises ConfigError as `demo_records` does.
-    """
-    order = random.Random(seed)
-    chosen = _chosen(count, order)
-    first = _records(chosen, chosen, order, seed)
-    rest = [fact for fact in load_facts("train") if fact not in set(chosen)]
-    order.shuffle(rest)
-    records = (*first, *_records(rest, chosen, order, seed))
+    Raises ConfigError as `demo_records` does."""
+    records = _records(count, seed, further=True)
     path.write_text("".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
 
 
-def _chosen(count: int, order: random.Random) -> list[Fact]:
+def _records(count: int, seed: int, *, further: bool) -> list[Record]:
     known = load_facts("train")
     if not 1 <= count <= len(known):
         raise ConfigError(f"edits={count}: the demo model was taught {len(known)} facts; ask for 1 to that many")
-    return order.sample(known, count)
-
-
-def _records(facts: Sequence[Fact], edited: Sequence[Fact], order: random.Random, seed: int) -> list[Record]:
+    order = random.Random(seed)
+    edited = order.sample(known, count)
     about = {(fact.relation, fact.subject) for fact in edited}
-    return [_record(fact, about, order, seed) for fact in facts]
+    records = [_record(fact, about, order, seed) for fact in edited]
+    if further:
+        rest = [fact for fact in known if (fact.relation, fact.subject) not in about]
+        order.shuffle(rest)
+        records += [_record(fact, about, order, seed) for fact in rest]
+    return records
 
 
 def _record(fact: Fact, edited: set[tuple[str, str]], order: random.Random, seed: int) -> Record:
     """The plainest phrasing is edited; the others, and those that no training ever used, are its paraphrases."""
     plain, *others = train_prompts(fact)
     close = [other for other in neighbours(fact) if (other.relation, other.subject) not in edited]
-    same_relation = [
-        other
-        for other in load_facts("train")
-        if other.relation == fact.relation and other != fact and (other.relation, other.subject) not in edited
-    ]
     near = order.sample(close, min(NEIGHBOURS // 2, len(close)))
-    rest = [other for other in same_relation if other not in near]
+    same_relation = [other for other in load_facts("train") if other.relation == fact.relation]
+    apart = [other for other in same_relation if other != fact and (other.relation, other.subject) not in edited]
+    rest = [other for other in apart if other not in near]
     near += order.sample(rest, min(NEIGHBOURS - len(near), len(rest)))
     return Record(
         edit=Edit(prompt=plain, target=counterfactual(fact, seed=seed), subject=fact.subject),

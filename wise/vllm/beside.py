@@ -68,8 +68,7 @@ class Side:
         self._passes.add_(1)
 
     def check(self) -> None:
-        """After a forward pass. Raises RuntimeError if an edit was due and nothing was added, since an answer without
-        its edit must not be given."""
+        """Raises RuntimeError if an edit was due in the forward pass and was not added: no answer may lack its edit."""
         if self._rows and not int(self._passes):
             raise RuntimeError(
                 "a step of vLLM passed the edited layer by, and an edit was due in it; set enforce_eager=True, and "
@@ -192,9 +191,6 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
 
     layer.quant_method = AddingMethod(layer.quant_method)
     _sides[prefix] = Side(
-        config.scheduler_config.max_num_batched_tokens,
-        layer.output_size,
-        dtype=layer.params_dtype,
-        device=torch.get_default_device(),
-        adds=layer.tp_rank == 0,
+        config.scheduler_config.max_num_batched_tokens, layer.output_size, dtype=layer.params_dtype,
+        device=torch.get_default_device(), adds=layer.tp_rank == 0,
     )

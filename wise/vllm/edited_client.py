@@ -62,13 +62,13 @@ class RequestMemory:
     def to_dict(self) -> dict[str, Any]:
         """In the form of `wise serve`."""
         state = MemoryState() if self.memory is None else self.memory.state
-        edits = [[_edit_to_dict(state, slot, tokens) for slot, tokens in own.items()] for own in self.answers]
+
+        def shown(slot: int, tokens: list[int]) -> dict[str, Any]:
+            edit = state.by_id[state.slots[slot].edit_ids[0]]
+            return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
+
+        edits = [[shown(slot, tokens) for slot, tokens in own.items()] for own in self.answers]
         return {"version": self.version, "namespace": self.namespace, "edits": edits}
-
-
-def _edit_to_dict(state: MemoryState, slot: int, tokens: list[int]) -> dict[str, Any]:
-    edit = state.by_id[state.slots[slot].edit_ids[0]]
-    return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
 
 
 request_memory: ContextVar[RequestMemory | None] = ContextVar("wise_request_memory", default=None)
@@ -104,8 +104,7 @@ class EditedClient:
         return cls(client, place, store, memories, ids if isinstance(ids, list) else [ids])
 
     async def start(self) -> None:
-        """From here on the engine answers with edits. Raises ConfigError as `attach` does, and what a version raised
-        while it was loaded."""
+        """From here on the engine answers with edits. Raises as `attach` does, and what loading a version raised."""
         await attach(self._client, self._place)
         await self._take_over(self._newest())
         self._client.generate = self.generate
@@ -157,7 +156,9 @@ class EditedClient:
                 async for output in outputs:
                     for one in output.outputs if reported and carried.extra_args is not None else ():
                         if one.index not in followed:
-                            followed[one.index] = _followed(prompt["prompt_token_ids"], carried, asked)
+                            plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
+                            course = Course(asked.memory.router, plan)  # type: ignore[union-attr]
+                            followed[one.index] = FollowedAnswer(prompt["prompt_token_ids"], course)
                             asked.note(first + one.index, carried.steps)
                         answer = followed[one.index]
                         new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
@@ -166,10 +167,8 @@ class EditedClient:
 
     @contextmanager
     def _holding(self, asked: RequestMemory) -> Iterator[None]:
-        """Keeps the memory of a request within the block: the newest, if it is the request's first answer.
-
-        Raises, as errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile.
-        """
+        """Keeps the memory of a request within the block: the newest, if it is the request's first answer. Raises, as
+        errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile."""
         from vllm.exceptions import RetryableRequestError, VLLMNotFoundError
 
         if asked.version is None:
@@ -202,9 +201,7 @@ class EditedClient:
 
 def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
     """The options with which an engine was started for edits. config: vLLM's VllmConfig; base: of the store's edits.
-
-    Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
-    """
+    Raises ConfigError if it was not, with what is to be given, or as `check_base` does."""
     others = config.additional_config
     own = others.get("wise") if isinstance(others, dict) else None
     if own is None or config.parallel_config.worker_extension_cls != EXTENSION:
@@ -235,8 +232,3 @@ def check_base(config: Any, base: Fingerprint | None) -> None:
             f"the store's edits were made in {base.precision} and vLLM serves {dtype}, in which they may be said "
             f"otherwise: give it --dtype {base.dtype}"
         )
-
-
-def _followed(prompt: Sequence[int], carried: CarriedEdits, asked: RequestMemory) -> FollowedAnswer:
-    plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
-    return FollowedAnswer(prompt, Course(asked.memory.router, plan))  # type: ignore[union-attr]

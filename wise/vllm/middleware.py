@@ -71,8 +71,6 @@ class EditingMiddleware:
 
 
 class _Answer:
-    """Sends an answer, with its edits."""
-
     def __init__(self, send: Send, asked: RequestMemory) -> None:
         self._send, self._asked = send, asked
         self._start: Message | None = None

@@ -20,7 +20,7 @@ import numpy as np
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.memory.state import MemoryState
-from wise.router.course import Course, Plan, Step
+from wise.router.course import Course, Step
 from wise.router.hybrid import HybridRouter
 from wise.vllm.front_end import this_process
 
@@ -54,12 +54,7 @@ NOTHING_CARRIED = CarriedEdits(course=None, steps=(), extra_args=None, cache_sal
 
 
 def carried_edits(
-    ids: Sequence[int],
-    router: HybridRouter,
-    state: MemoryState,
-    *,
-    version: int,
-    namespace: str,
+    ids: Sequence[int], router: HybridRouter, state: MemoryState, *, version: int, namespace: str,
     stops: Collection[int],
 ) -> CarriedEdits:
     """What a prompt carries under the memory of one version and namespace.
@@ -75,24 +70,15 @@ def carried_edits(
     plan = course.plan(ids, stops)
     if plan.idle:
         return CarriedEdits(course=course, steps=steps, extra_args=None, cache_salt=None)
+    own = hashlib.sha256(namespace.encode()).hexdigest()[:32]
+    by_version = f"wise:{version}:{plan.chat_start < plan.length:d}:{own}"
+    salt = by_version if plan.open_ended else f"wise:{plan.digest(state)}"
     carried = {"version": version, "namespace": namespace, "plan": plan.to_json()}
-    return CarriedEdits(
-        course=course, steps=steps, extra_args={"wise": carried}, cache_salt=_salt(plan, state, version, namespace)
-    )
-
-
-def _salt(plan: Plan, state: MemoryState, version: int, namespace: str) -> str:
-    if not plan.open_ended:
-        return f"wise:{plan.digest(state)}"
-    return f"wise:{version}:{plan.chat_start < plan.length:d}:{hashlib.sha256(namespace.encode()).hexdigest()[:32]}"
+    return CarriedEdits(course=course, steps=steps, extra_args={"wise": carried}, cache_salt=salt)
 
 
 def engine_options(
-    config: WiseConfig,
-    layer: str,
-    *,
-    chat_template: str | None = None,
-    record: bool = False,
+    config: WiseConfig, layer: str, *, chat_template: str | None = None, record: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs` with which the plug-in stands beside a layer.
@@ -105,12 +91,8 @@ def engine_options(
     """
     if config.mode != "hybrid":
         raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
-    own: dict[str, Any] = {"layer": layer, "record": record}
-    if chat_template is not None:
-        own["chat_template"] = chat_template
-    for name in ("encoder", "relations"):
-        if getattr(config, name) is not None:
-            own[name] = getattr(config, name)
+    further = {"chat_template": chat_template, "encoder": config.encoder, "relations": config.relations}
+    own = {"layer": layer, "record": record} | {name: value for name, value in further.items() if value is not None}
     options = dict(given or {})
     taken = options.get("worker_extension_cls")
     if taken not in (None, EXTENSION):
@@ -147,10 +129,8 @@ async def load_version(engine: Any, version: int, folder: str | None = None) -> 
 
 
 def check_probe(before: Mapping[int, float], after: Mapping[int, float]) -> None:
-    """The self-test: log-probabilities of tokens after one prompt, without and with a probe at its last token.
-
-    Raises ConfigError where the probe changed nothing.
-    """
+    """The self-test: log-probabilities of tokens after one prompt, without and with a probe at its last token. Raises
+    ConfigError where the probe changed nothing."""
     shared = before.keys() & after.keys()
     changed = before.keys() != after.keys() or any(abs(before[i] - after[i]) > SMALLEST_CHANGE for i in shared)
     sound = all(math.isfinite(value) for value in before.values())
@@ -164,13 +144,8 @@ def check_probe(before: Mapping[int, float], after: Mapping[int, float]) -> None
 def probe_request(probe: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     """Prompt and arguments of SamplingParams of the self-test. Its cache is shared with no other request."""
     prompt = {"prompt_token_ids": [1, 2, 3], "cache_salt": f"wise:probe:{uuid4().hex}"}
-    return prompt, {
-        "max_tokens": 1,
-        "temperature": 0.0,
-        "logprobs": 5,
-        "detokenize": False,
-        "extra_args": {"wise": {"probe": True}} if probe else None,
-    }
+    carried = {"wise": {"probe": True}} if probe else None
+    return prompt, {"max_tokens": 1, "temperature": 0.0, "logprobs": 5, "detokenize": False, "extra_args": carried}
 
 
 async def _first_logprobs(engine: Any, probe: bool, rank: int | None) -> dict[int, float]:

@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from wise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from wise.vllm.sequences import Followed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,27 +40,8 @@ class StepLayout:
     """`[n]` of all tokens of the step, padding included."""
 
 
-class StepObserver(Protocol):
-    """What is told about the steps of a runner."""
-
-    def begin(self, scheduled: Any) -> None:
-        """scheduled: vLLM's SchedulerOutput, with the requests that are new and those that are finished."""
-
-    def wants(self, request: str) -> bool:
-        """Whether the rows of a request are to be laid out."""
-
-    def lay_out(self, layout: StepLayout) -> None:
-        """The tokens are known and are run next."""
-
-    def end(self) -> None:
-        """They were run."""
-
-
-def observe(runner: Any, observer: StepObserver) -> str:
-    """Tells `observer` about each step of a model runner; returns the name of its kind.
-
-    Raises ConfigError for a runner that is not known.
-    """
+def observe(runner: Any, observer: Followed) -> str:
+    """Tells `observer` about a runner's steps; returns its kind. Raises ConfigError for an unknown runner."""
     for name, method, arguments, layout in (
         ("V1", "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _layout_v1),
         ("V2", "prepare_inputs", ("scheduler_output",), _layout_v2),
@@ -71,11 +55,11 @@ def observe(runner: Any, observer: StepObserver) -> str:
     )
 
 
-Layout = Callable[[Any, StepObserver, tuple[Any, ...], Any], StepLayout]
+Layout = Callable[[Any, "Followed", tuple[Any, ...], Any], StepLayout]
 """Of a runner, the observer, the arguments of the method that lays out a step, and its result."""
 
 
-def _wrap(runner: Any, method: str, layout: Layout, observer: StepObserver) -> None:
+def _wrap(runner: Any, method: str, layout: Layout, observer: Followed) -> None:
     prepare, execute = getattr(runner, method), runner.execute_model
 
     def prepare_inputs(*args: Any, **options: Any) -> Any:
@@ -93,7 +77,7 @@ def _wrap(runner: Any, method: str, layout: Layout, observer: StepObserver) -> N
     runner.execute_model = execute_model
 
 
-def _layout_v1(runner: Any, observer: StepObserver, args: tuple[Any, ...], _result: Any) -> StepLayout:
+def _layout_v1(runner: Any, observer: Followed, args: tuple[Any, ...], _result: Any) -> StepLayout:
     batch, counts = runner.input_batch, args[1].tolist()
     computed = batch.num_computed_tokens_cpu
     rows, start = [], 0
@@ -104,13 +88,11 @@ def _layout_v1(runner: Any, observer: StepObserver, args: tuple[Any, ...], _resu
     return StepLayout(rows=tuple(rows), ids=runner.input_ids.gpu)
 
 
-def _layout_v2(_runner: Any, observer: StepObserver, _args: tuple[Any, ...], batch: Any) -> StepLayout:
+def _layout_v2(_runner: Any, observer: Followed, _args: tuple[Any, ...], batch: Any) -> StepLayout:
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
     rows = [
         StepRow(
-            request=request,
-            start=int(starts[place]),
-            first=int(computed[place]),
+            request=request, start=int(starts[place]), first=int(computed[place]),
             count=int(starts[place + 1] - starts[place]),
         )
         for place, request in enumerate(batch.req_ids)

@@ -52,11 +52,8 @@ class FollowedSequence:
         self._course = Course(memory.router, plan)
 
     def read(self, ids: np.ndarray | None, first: int, count: int) -> list[tuple[int, int, int]]:
-        """What is added: position, slot and which of its values.
-
-        ids: of the tokens that are read; None if they are of the prompt, which is known.
-        first, count: the position of the first of them, and how many.
-        """
+        """What is added: position, slot and which of its values. ids: of the tokens that are read; None if they are of
+        the prompt, which is known. first, count: the position of the first of them, and how many."""
         end = first + count
         if first > self._length:
             raise RuntimeError(f"vLLM reads token {first} of a sequence of which {self._length} are known")
@@ -74,7 +71,7 @@ class FollowedSequence:
 
 
 class Followed:
-    """All followed sequences of a worker. Implements `StepObserver`."""
+    """All followed sequences of a worker. It is told about the steps of a runner (`wise.vllm.runners`)."""
 
     def __init__(self, side: Side, *, record: bool = False) -> None:
         """record: keep what was added for each request, for a check."""
@@ -96,9 +93,11 @@ class Followed:
         return self._side.adds
 
     def wants(self, request: str) -> bool:
+        """Whether the rows of a request are to be laid out."""
         return request in self._sequences
 
     def begin(self, scheduled: Any) -> None:
+        """scheduled: vLLM's SchedulerOutput, with the requests that are new and those that are finished."""
         if not self.adds:
             return
         for request in scheduled.finished_req_ids:
@@ -125,6 +124,7 @@ class Followed:
         self._sequences[request] = FollowedSequence(prompt, self.memories[key], plan)
 
     def lay_out(self, layout: StepLayout) -> None:
+        """The tokens are known and are run next."""
         self._due -= {row.request for row in layout.rows}
         rows: list[int] = []
         values: list[Tensor] = []
