@@ -84,8 +84,7 @@ def run_demo(
     asked = _shown_prompts(records)
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
-        [record.edit for record in records],
-        progress=lambda done: progress("edits", done, len(records)),
+        [record.edit for record in records], progress=lambda done: progress("edits", done, len(records))
     )
     after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     evaluation = Evaluation(

@@ -30,12 +30,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wise.demo.facts import Fact, held_out_prompts, is_unseen_pair, load_facts, load_templates, train_prompts
 
@@ -179,10 +174,7 @@ def batches(
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    facts: Sequence[Fact],
-    args: argparse.Namespace,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], args: argparse.Namespace
 ) -> None:
     """AdamW, linear warm-up, cosine to zero; padding stands on the right, where no token looks."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -228,10 +220,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 @torch.no_grad()
 def recall(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[tuple[str, str]],
-    context: str = "",
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[tuple[str, str]], context: str = ""
 ) -> float:
     """Share of `(prompt, answer)` generated greedily as the answer, a full stop, and the end token."""
     asked = sorted(asked, key=lambda pair: len(pair[0]))
@@ -275,15 +264,11 @@ def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | in
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument(
-        "--limit", type=int, default=None, help="take only this many facts, for a quick trial"
-    )
+    parser.add_argument("--limit", type=int, default=None, help="take only this many facts, for a quick trial")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--ffn", type=int, default=512)

@@ -210,9 +210,7 @@ def planned(reference: dict[str, Any], wrapped: Any, memories: dict[str, Any]) -
     return requests
 
 
-def generated(
-    llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collection[int], *, grown: bool
-) -> list[Any]:
+def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collection[int], *, grown: bool) -> list[Any]:
     """grown: every sequence gets `GROWN` tokens, also past the end of its answer."""
     from vllm import SamplingParams
 

@@ -100,12 +100,7 @@ def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def search(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    editor: str,
-    plan: Plan,
-    *,
-    progress: Progress = silent,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: str, plan: Plan, *, progress: Progress = silent
 ) -> dict[str, Any]:
     """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
 

@@ -126,8 +126,7 @@ def compare_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, seed: int = 0
         seed=seed,
         contrasts=tuple(
             replace(
-                contrast,
-                differences=tuple(replace(entry, p_holm=next(adjusted)) for entry in contrast.differences),
+                contrast, differences=tuple(replace(entry, p_holm=next(adjusted)) for entry in contrast.differences)
             )
             for contrast in contrasts
         ),

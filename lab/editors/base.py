@@ -108,9 +108,7 @@ class Baseline(ABC, Generic[S]):
                 self._prepare()
             self._prepared = True
 
-    def edit(
-        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
-    ) -> EditReport:
+    def edit(self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None) -> EditReport:
         """Applies edits in one call, and asks for each of them; asking is not in the time that the report gives.
 
         Raises EditError, with nothing changed, for an edit that cannot be applied; and whatever the method itself

@@ -90,9 +90,7 @@ class Codebook:
         result = distances.min(-1)
         return result.values, result.indices
 
-    def written(
-        self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor
-    ) -> tuple[Codebook, int]:
+    def written(self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor) -> tuple[Codebook, int]:
         """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained.
 
         key `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar.
@@ -170,9 +168,7 @@ class Grace(LayerEditor[GraceSettings]):
         return applied
 
     @torch.enable_grad()
-    def _trained(
-        self, book: Codebook, entry: int, row: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Codebook, Applied]:
+    def _trained(self, book: Codebook, entry: int, row: tuple[Tensor, Tensor, Tensor]) -> tuple[Codebook, Applied]:
         """The codebook with the value of one entry fitted to a target, everything else as it will be served."""
         ids, mask, labels = row
         value = book.values[entry].clone().requires_grad_()

@@ -144,8 +144,7 @@ class Mend(HyperEditor[MendSettings]):
         alpha = self.network.alpha
         others = [parameter for parameter in self.network.parameters() if parameter is not alpha]
         return [
-            {"params": others, "lr": self.settings.learning_rate},
-            {"params": [alpha], "lr": self.settings.rate_rate},
+            {"params": others, "lr": self.settings.learning_rate}, {"params": [alpha], "lr": self.settings.rate_rate}
         ]
 
     def _begin(self, examples: Sequence[Example]) -> None:

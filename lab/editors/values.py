@@ -204,9 +204,7 @@ def _hooked(
     model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]
 ) -> AbstractContextManager[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
-    return hooked(
-        (model.get_submodule(path), lambda _, args, out, path=path: hook(path, args, out)) for path in paths
-    )
+    return hooked((model.get_submodule(path), lambda _, args, out, path=path: hook(path, args, out)) for path in paths)
 
 
 # -- the search -----------------------------------------------------------------------------------

@@ -42,10 +42,7 @@ class EditorSpec:
         return self.kind != "none"
 
 
-_SEARCH: Mapping[str, tuple[Any, ...]] = {
-    "learning_rate": (0.005, 0.01, 0.02),
-    "max_steps": (40, 70, 120),
-}
+_SEARCH: Mapping[str, tuple[Any, ...]] = {"learning_rate": (0.005, 0.01, 0.02), "max_steps": (40, 70, 120)}
 
 BATCHES: Mapping[str, int | None] = {"memit": None, "alphaedit": 100, "icl": None}
 """Edits per call of the editors of the literature that take more than one."""

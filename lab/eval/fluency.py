@@ -60,12 +60,7 @@ def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
     return results[:MAX_TEXTS]
 
 
-def measure_fluency(
-    prompter: Prompter,
-    prompts: Sequence[Opening],
-    *,
-    seed: int = 0,
-) -> dict[str, Any] | None:
+def measure_fluency(prompter: Prompter, prompts: Sequence[Opening], *, seed: int = 0) -> dict[str, Any] | None:
     """Entropy in bits of the edited model's text and of the base's, means over records of means over a record's texts,
     and how many texts. None where nothing is asked.
 

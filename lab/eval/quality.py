@@ -38,10 +38,7 @@ from wise.training.encoding import Encoder
 from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
-    "reliability",
-    "generalization",
-    "free_generalization",
-    "locality",
+    "reliability", "generalization", "free_generalization", "locality"
 )
 """The edit's prompt gives the target; unseen paraphrases do; freer wordings do; what is beside it says what the base
 says."""

@@ -133,13 +133,7 @@ def evaluate(
     try:
         about = _about(subject, tokenizer, config)
         retention = _stream(stream, records, scope) if find_editor(editor).edits else []
-        quality = measure_quality(
-            subject,
-            records,
-            texts=scope.texts,
-            seed=config["seed"],
-            progress=progress,
-        )
+        quality = measure_quality(subject, records, texts=scope.texts, seed=config["seed"], progress=progress)
         routing = _routing(subject, records, scope, progress) if scope.routing else None
         return Evaluation(
             editor=editor,
@@ -262,11 +256,6 @@ def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progr
         return None
     seed = wrapped.wise_config.seed
     ground = build_routing_set(
-        records,
-        live=wrapped.edits,
-        pool=scope.pool,
-        encoder=wrapped.encoder,
-        text=scope.texts,
-        seed=seed,
+        records, live=wrapped.edits, pool=scope.pool, encoder=wrapped.encoder, text=scope.texts, seed=seed
     )
     return measure_routing(wrapped, ground, records, progress=progress, seed=seed)

@@ -132,12 +132,7 @@ def _templated(encoder: Encoder, edit: Edit) -> Edit:
 
 
 def measure_chat(
-    model: EditedModel,
-    facts: Sequence[Fact],
-    *,
-    chat: bool = True,
-    oracle: bool = True,
-    progress: Progress = silent,
+    model: EditedModel, facts: Sequence[Fact], *, chat: bool = True, oracle: bool = True, progress: Progress = silent
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
@@ -208,9 +203,7 @@ class _Prompts:
             messages.append({"role": "user", "content": put + text})
         encoder = self.model.encoder
         ids = encoder.turn(messages) if messages else encoder.prompt(put + text)
-        question = Question(
-            measure=measure, fact=fact, text=text, ids=tuple(ids), messages=tuple(messages), said=said
-        )
+        question = Question(measure=measure, fact=fact, text=text, ids=tuple(ids), messages=tuple(messages), said=said)
         self.found.append(question)
 
 
@@ -288,9 +281,7 @@ def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Quest
     )
 
 
-def _oracle(
-    model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
-) -> list[Result]:
+def _oracle(model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress) -> list[Result]:
     memory = model.layer.memory
     router = None if memory is None else memory.router
     slots, results = slots_of(model), []

@@ -246,10 +246,7 @@ def same_subject_draft(material: Material) -> Draft:
 
 
 def _same_subject(
-    material: Material,
-    record: Record,
-    templates: dict[str, tuple[str, ...]],
-    usual: dict[str, list[str]],
+    material: Material, record: Record, templates: dict[str, tuple[str, ...]], usual: dict[str, list[str]]
 ) -> Iterator[str]:
     subject = record.edit.subject
     if subject is None:
