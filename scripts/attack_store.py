@@ -5,9 +5,8 @@
     python scripts/attack_store.py --into docs/results/service.json now     # puts them into a file of runs
     python scripts/attack_store.py --list
 
-Each attack is a function here, and gets an empty folder. It returns what it measured, or raises AttackError with what
-went wrong. With PYTHONPATH set to another checkout, that one is attacked. One line for each attack goes to stdout; the
-last line is one JSON object. The exit code is 1 if an attack succeeded.
+Each attack is a function here, and gets an empty folder. With PYTHONPATH set to another checkout, that one is attacked.
+One line for each attack goes to stdout; the last line is one JSON object. The exit code is 1 if an attack succeeded.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import json
 import lzma
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -25,7 +25,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from wise.memory.store.store import Store
 
 FLIPS = 400
 TICKETS = 20_000
+PATIENCE = 5
 SLOWEST = 0.2
 """Seconds of CPU that ten lines of the log may take."""
 JOURNAL = "journal.sqlite3"
@@ -119,7 +119,8 @@ def c01_flips(folder: Path) -> str:
     files = [file for file in source.rglob("*") if file.is_file() and file.stat().st_size]
     rng = random.Random(20)
     data = (source / JOURNAL).read_bytes()
-    spots = [(JOURNAL, at) for word in (b"geo", b"call", b"edit_ids", b"delete") for at in _all(data, word)]
+    words = (b"geo", b"call", b"edit_ids", b"delete")
+    spots = [(JOURNAL, at.start()) for word in words for at in re.finditer(word, data)]
     drawn = [rng.choice([source / JOURNAL, rng.choice(files)]).relative_to(source).as_posix() for _ in range(FLIPS)]
     spots += [(name, rng.randrange((source / name).stat().st_size)) for name in drawn]
     found, before = 0, _rows(source)
@@ -136,14 +137,6 @@ def c01_flips(folder: Path) -> str:
         found += seen
         shutil.copy(source / name, copy / name)
     return f"{len(spots)} flips, {found} found, the others changed nothing"
-
-
-def _all(data: bytes, word: bytes) -> list[int]:
-    places, at = [], data.find(word)
-    while at >= 0:
-        places.append(at)
-        at = data.find(word, at + 1)
-    return places
 
 
 def _rows(folder: Path) -> list[Any]:
@@ -423,21 +416,21 @@ def c10_packed(folder: Path) -> str:
     return f"{file.stat().st_size // 1000} KB that hold 600 MB: refused within {grown:.0f} MiB"
 
 
-def _load_within(folder: Path, what: str, seconds: int = 5) -> None:
-    """Loads a memory, which must be refused, in a process that may take so many seconds and 1 GiB more."""
+def _load_within(folder: Path, what: str) -> None:
+    """Loads a memory, which must be refused, in a process that may take `PATIENCE` seconds and 1 GiB more."""
     child = os.fork()
     if not child:
         code = 1
         with suppress(BaseException):
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**30,) * 2)
-            signal.alarm(seconds)
+            signal.alarm(PATIENCE)
             refused(lambda: load_memory(folder), what)
             code = 0
         os._exit(code)
     _, status = os.waitpid(child, 0)
     if status:
-        raise AttackError(f"{what}: not refused within {seconds} s")
+        raise AttackError(f"{what}: not refused within {PATIENCE} s")
 
 
 # -- C 7, 11 ----------------------------------------------------------------------------------
@@ -523,8 +516,7 @@ def in_a_folder(attack: Callable[[Path], str]) -> str:
 
 
 def main() -> int:
-    named = {name: work for name, work in globals().items() if name[:1] in "bc" and name[1:3].isdigit()}
-    return attacks.main(__doc__, {name: (work.__doc__, partial(in_a_folder, work)) for name, work in named.items()})
+    return attacks.main(__doc__, attacks.attacks_of(globals(), in_a_folder))
 
 
 if __name__ == "__main__":
