@@ -33,8 +33,6 @@ from wise.lab.editors.statistics import prepared_moments
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditSettings(MultiLayerSettings):
-    """AlphaEdit's."""
-
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "window": ((0.0, 0.35), (0.0, 0.5), (0.2, 0.5)),
         "free_share": (0.02, 0.1, 0.3),

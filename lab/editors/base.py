@@ -21,8 +21,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.edits import Edit, check_unique
 from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.context import EditingContext
-from wise.lab.editors.settings import Settings
-from wise.memory.modules import evaluating
+from wise.lab.editors.settings import LayerSettings, Settings
+from wise.memory.modules import Wrapper, evaluating, execution_device, hooked
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
@@ -264,19 +264,55 @@ class WeightEditor(Baseline[S]):
         self.put(state)
 
 
-class LayerEditor(Baseline[S]):
-    """An editor that puts a layer of its own in the place of one of the base's, which it keeps inside, and writes
-    edits to it one by one."""
+class Replacement(Wrapper, ABC):
+    """Stands in the place of a value projection, `base_module`, a linear map `[..., f] -> [..., d]`; inactive or empty
+    it is that, bit for bit. What a method learns is kept in plain attributes: parameters are those of the base."""
 
-    def __init__(self, context: EditingContext, settings: S, path: str, layer: nn.Module) -> None:
-        """layer: takes the place of the module at `path` at once; while its attribute `active` is False, and while it
-        holds no edit, it must be that module, bit for bit."""
+    def __init__(self, context: EditingContext, settings: LayerSettings) -> None:
+        super().__init__()
+        place = context.chosen(settings)
+        self.path, self.in_features, self.out_features = place.path, place.in_features, place.out_features
+        self.base_module = context.model.get_submodule(place.path)
+        self.active = True
+        self.train(self.base_module.training)
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether it holds no edit."""
+
+    @abstractmethod
+    def changed(self, activation: Tensor, output: Tensor) -> Tensor:
+        """What stands in the place of the base's `output` `[..., d]` for `activation` `[..., f]`."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        """`[..., f] -> [..., d]`."""
+        output: Tensor = self.base_module(activation)
+        return output if self.empty or not self.active else self.changed(activation, output)
+
+    @torch.no_grad()
+    def seen(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
+        alike with edits and without."""
+        results: list[Tensor] = []
+        ids = torch.tensor([list(prompt)], device=execution_device(model))
+        with hooked([(self.base_module, lambda _, args, output: results.extend((args[0], output)))]):
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        activation, output = (tensor.reshape(len(prompt), -1) for tensor in results)
+        return activation, output
+
+
+class LayerEditor(Baseline[S]):
+    """An editor that puts a layer of its own in the place of one of the base's, and writes edits to it one by one."""
+
+    def __init__(self, context: EditingContext, settings: S, layer: Replacement) -> None:
         super().__init__(context, settings)
         self.layer: Any = layer
-        parent_path, _, self._name = path.rpartition(".")
-        self._parent = context.model.get_submodule(parent_path)
-        self._own = getattr(self._parent, self._name)
-        setattr(self._parent, self._name, layer)
+        self._put(layer)
+
+    def _put(self, layer: nn.Module) -> None:
+        parent, _, name = self.layer.path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, layer)
 
     @abstractmethod
     def _write(self, edit: Edit) -> Applied:
@@ -299,5 +335,5 @@ class LayerEditor(Baseline[S]):
             self.layer.active = before
 
     def unwrap(self) -> PreTrainedModel:
-        setattr(self._parent, self._name, self._own)
+        self._put(self.layer.base_module)
         return self.model

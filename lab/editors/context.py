@@ -23,6 +23,7 @@ from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
+from wise.lab.editors.settings import LayerSettings
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.folder import replaced_file
 from wise.memory.modules import execution_device, recorded_inputs
@@ -77,9 +78,10 @@ class EditingContext:
         """The value projection of a block. Raises ConfigError where there is no such block."""
         return locate(self.model, WiseConfig(layer=layer), linear=True)
 
-    def chosen_layer(self, layer: int | None, fraction: float) -> int:
-        """The block that `LayerSettings` ask for."""
-        return self.projection(int(fraction * self.depth) if layer is None else layer).layer
+    def chosen(self, settings: LayerSettings) -> TargetModule:
+        """The value projection of the block that the settings ask for."""
+        layer = int(settings.layer_fraction * self.depth) if settings.layer is None else settings.layer
+        return self.projection(layer)
 
     @cached_property
     def base(self) -> Fingerprint:

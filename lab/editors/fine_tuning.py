@@ -92,10 +92,10 @@ class FineTuning(WeightEditor[F]):
     """Adam on one value projection, with the masked loss."""
 
     def __init__(self, context: EditingContext, settings: F) -> None:
-        self.layer = context.chosen_layer(settings.layer, settings.layer_fraction)
-        path = context.projection(self.layer).path
-        module = context.model.get_submodule(path)
-        super().__init__(context, settings, [f"{path}.{name}" for name, _ in module.named_parameters()])
+        place = context.chosen(settings)
+        self.layer = place.layer
+        names = [name for name, _ in context.model.get_submodule(place.path).named_parameters()]
+        super().__init__(context, settings, [f"{place.path}.{name}" for name in names])
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         rows = [self.context.row(edit) for edit in edits]

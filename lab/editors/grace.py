@@ -31,11 +31,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from wise.architectures import TargetModule
 from wise.edits import Edit
-from wise.lab.editors.base import Applied, LayerEditor
+from wise.lab.editors.base import Applied, LayerEditor, Replacement
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
-from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import Count, Depth, LayerSettings, Nonnegative, Positive
 
 SAME = 1e-4
@@ -133,9 +131,9 @@ class Codebook:
 class CodebookLayer(Replacement):
     """Equation (1)."""
 
-    def __init__(self, context: EditingContext, place: TargetModule) -> None:
-        super().__init__(context, place)
-        self.codebook = Codebook.without_entries(place.in_features, place.out_features, context.device)
+    def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
+        super().__init__(context, settings)
+        self.codebook = Codebook.without_entries(self.in_features, self.out_features, context.device)
 
     @property
     def empty(self) -> bool:
@@ -155,8 +153,7 @@ class Grace(LayerEditor[GraceSettings]):
     layer: CodebookLayer
 
     def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
-        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(context, settings, place.path, CodebookLayer(context, place))
+        super().__init__(context, settings, CodebookLayer(context, settings))
 
     def _write(self, edit: Edit) -> Applied:
         prompt, target = self.context.row(edit)

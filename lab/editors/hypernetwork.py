@@ -119,12 +119,12 @@ class HyperEditor(WeightEditor[H]):
         """
 
     @abstractmethod
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         """What training minimises, of the mean loss on equivalent wordings and the mean KL on unrelated prompts."""
 
-    @abstractmethod
     def merit(self, edit: float, locality: float) -> float:
         """What the best weights have the least of on held-out records."""
+        return float(self._objective(edit, locality))
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters with their learning rates, as Adam takes them."""

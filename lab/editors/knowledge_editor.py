@@ -158,7 +158,7 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
     def _begin(self, examples: Sequence[Example]) -> None:
         self.multiplier = self.settings.multiplier
 
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         return edit + self.multiplier * (locality - self.settings.margin)
 
     def _stepped(self, locality: float) -> None:

@@ -36,12 +36,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.architectures import TargetModule
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.lab.editors.base import Applied, LayerEditor, WholePrompts
+from wise.lab.editors.base import Applied, LayerEditor, Replacement, WholePrompts
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
-from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import Bounds, Count, CountOrZero, LayerSettings, Positive, Share
 
 UNRELATED = 100
@@ -96,9 +94,9 @@ class TopHash:
 class MemoryLayer(Replacement):
     """The base's layer and the residual memory. `prompts` must be set before each forward."""
 
-    def __init__(self, context: EditingContext, place: TargetModule, settings: MemoirSettings) -> None:
-        super().__init__(context, place)
-        f, d = place.in_features, place.out_features
+    def __init__(self, context: EditingContext, settings: MemoirSettings) -> None:
+        super().__init__(context, settings)
+        f, d = self.in_features, self.out_features
         self.tau = settings.tau
         self.hash = TopHash(f, max(1, round(settings.active * f)), settings.seed)
         self.memory = torch.zeros(d, f, device=context.device)
@@ -162,9 +160,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
     layer: MemoryLayer
 
     def __init__(self, context: EditingContext, settings: MemoirSettings) -> None:
-        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(context, settings, place.path, MemoryLayer(context, place, settings))
-        self.place = place
+        super().__init__(context, settings, MemoryLayer(context, settings))
         self._lengths: list[int] | None = None
         self._prefixes: list[str] = []
         self._hook = context.model.register_forward_pre_hook(self._announce, with_kwargs=True)
@@ -209,7 +205,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
 
     def _prepare(self) -> None:
         prompts = [record.edit.prompt for record in self.context.training[:UNRELATED]]
-        about: dict[str, Any] = {"path": self.place.path, "prompts": prompts}
+        about: dict[str, Any] = {"path": self.layer.path, "prompts": prompts}
         if not prompts:
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
         result = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})

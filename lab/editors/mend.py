@@ -162,10 +162,7 @@ class Mend(HyperEditor[MendSettings]):
         result: Factors = self.network(gradients, mask)
         return result
 
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
-        return self.settings.edit_weight * edit + locality
-
-    def merit(self, edit: float, locality: float) -> float:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         return self.settings.edit_weight * edit + locality
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:

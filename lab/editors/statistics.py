@@ -108,27 +108,3 @@ def factored(matrix: Tensor) -> Tensor:
             "give more text (tokens=...), or a larger ridge=..."
         )
     return factor
-
-
-def rank_one_direction(key: Tensor, factor: Tensor) -> Tensor | None:
-    """`[f]` ROME's direction, eq. 2: C^-1 k over its product with k, so that `k` itself is mapped to 1.
-
-    key: `[f]` float64; factor: of C. None for a key that is nought.
-    """
-    towards = torch.cholesky_solve(key[:, None], factor)[:, 0]
-    product = torch.dot(towards, key)
-    return towards / product if bool(product > 0) else None
-
-
-def ridge_directions(keys: Tensor, factor: Tensor, weight: float) -> Tensor:
-    """`[n, f]` MEMIT's, eq. 14: row i maps key i to about 1 and the others to about 0.
-
-    They are K^T (w C + K K^T)^-1, so `R^T` times them is the change that maps each key to its row of R. What is solved
-    is a system as large as there are keys: with A = (w C)^-1, they are (1 + K^T A K)^-1 K^T A.
-
-    keys: `[n, f]` float64; factor: of C; weight: w.
-    """
-    towards = torch.cholesky_solve(keys.T, factor) / weight
-    among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
-    directions: Tensor = torch.linalg.solve(among, towards.T)
-    return directions
