@@ -5,23 +5,22 @@ To add one of the literature, add a row to `wise.lab.editors.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.config import WiseConfig
-from wise.edits import Edit, Record
+from wise.edits import Record
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.context import EditingContext, Progress, silent
-from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline, make_settings
+from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
 from wise.lab.eval.prompting import EditedModel
 from wise.memory.modules import evaluating
 from wise.model import wrap
 from wise.training.encoding import learn_encoder
-from wise.training.report import EditReport
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,23 +70,6 @@ def search_space(name: str) -> Mapping[str, tuple[Any, ...]]:
     return baseline_class(name).Config.search if editor.kind == "baseline" else editor.search
 
 
-class OpenEditor(EditedModel, Protocol):
-    """A model that an editor works on: a `WiseModel`, or a `Baseline`."""
-
-    def prepare(self) -> None:
-        """Does what is needed once per base, which the first edit would do otherwise."""
-        ...
-
-    def edit(self, edits: Sequence[Edit], *, progress: Any = None) -> EditReport: ...
-
-    def validate(self, edits: Sequence[Edit]) -> None: ...
-
-    def unwrap(self) -> PreTrainedModel: ...
-
-    @property
-    def memory_bytes(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Learning:
     """What editors of the literature may learn from, beside the edits."""
@@ -107,7 +89,7 @@ def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     editor = find_editor(name)
     if editor.kind == "baseline":
-        return make_settings(name, settings).to_dict()
+        return baseline_class(name).Config.of(settings).to_dict()
     return _wise_config(editor, settings).to_dict()
 
 
@@ -120,7 +102,7 @@ def open_editor(
     learning: Learning | None = None,
     chat: bool = False,
     progress: Progress = silent,
-) -> OpenEditor:
+) -> EditedModel:
     """An editor on a base, nothing edited yet.
 
     chat: of an editor of the literature, that its prompts are turns of a chat, and its answers end as there.

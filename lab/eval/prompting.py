@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from statistics import fmean
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wise.edits import Edit, Record
+from wise.edits import Record
 from wise.errors import ConfigError, EditError
-from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.base import Baseline, WholePrompts
 from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
+from wise.model import WiseModel
 from wise.probes import Probe
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy, right_pad
@@ -37,29 +38,8 @@ MAX_PROMPTS = 4
 """Paraphrases, and neighbours, of one record that are asked: the first ones."""
 
 
-class EditedModel(Protocol):
-    """What is measured: a model that was edited, by a side memory or in whatever way, and its base inside it."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """What is asked."""
-        ...
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Those that were applied, or are live."""
-        ...
-
-    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
-        """The base speaks for the length of a `with` block."""
-        ...
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Dropout is off for the length of a `with` block."""
-        ...
+EditedModel = WiseModel | Baseline[Any]
+"""What is measured: a model that was edited, by a side memory or by an editor of the literature, its base inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)

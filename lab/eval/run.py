@@ -16,8 +16,9 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
-from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
+from wise.lab.eval.candidates import Learning, all_settings, find_editor, open_editor
 from wise.lab.eval.environment import described, environment
+from wise.lab.eval.prompting import EditedModel
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
@@ -157,7 +158,7 @@ def evaluate(
 class _Stream:
     """Applies edits to one model, up to where it is asked to."""
 
-    def __init__(self, subject: OpenEditor, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
+    def __init__(self, subject: EditedModel, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
         """batch: edits of a call; None makes one call of all that are asked for."""
         self.subject, self.edits, self.batch, self.progress = subject, edits, batch, progress
         self.reports: list[EditReport] = []
@@ -208,7 +209,7 @@ def _check(scope: Scope, editor: str) -> None:
         raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
 
 
-def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+def _about(subject: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
     model = subject.model
     target_module = subject.target_module if isinstance(subject, WiseModel) else locate(model, WiseConfig())
     with subject.disabled():
@@ -250,7 +251,7 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
     return results
 
 
-def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:
+def _routing(wrapped: EditedModel, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:
     """None where no edit held: there is no router to measure then, and that is a result too."""
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from wise.edits import Edit
-    from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
+    from wise.lab.eval.prompting import EditedModel
 
 FORMS = ("chat", "completion")
 
@@ -207,7 +207,7 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _add_distractors(
-    subject: OpenEditor, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
+    subject: EditedModel, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
 ) -> Iterator[None]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors

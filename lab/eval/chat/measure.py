@@ -12,7 +12,7 @@ from wise.edits import Edit
 from wise.lab.editors.base import WholePrompts
 from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
-from wise.lab.eval.candidates import OpenEditor, find_editor
+from wise.lab.eval.candidates import find_editor
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.intervals import wilson
 from wise.lab.eval.prompting import EditedModel
@@ -100,7 +100,7 @@ class ChatFigures:
 
 
 def apply_edits(
-    subject: OpenEditor, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
+    subject: EditedModel, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
 ) -> EditReport:
     """Makes edits with an editor of `wise.lab.eval.candidates`, in calls as large as its paper has them.
 
