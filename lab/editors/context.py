@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -145,31 +146,15 @@ class EditingContext:
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
         file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
         if file.exists():
-            result = read_tensors(file, about)
-            if result is not None:
-                return result
+            with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
+                if (opened.metadata() or {}).get("about") == about:
+                    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             logger.warning("%s is damaged, or not what its name says; it is computed anew", file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-        write_tensors(file, tensors, about)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with replaced_file(file) as new:
+            save_file(tensors, new, metadata={"about": about})
         return tensors
-
-
-def read_tensors(file: Path, about: str) -> dict[str, Tensor] | None:
-    """The tensors of a file that `write_tensors` wrote with the same `about`; None of any other file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            if (opened.metadata() or {}).get("about") != about:
-                return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return None
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: str) -> None:
-    """Writes a file whole or not at all; its folder is made where it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(file) as new:
-        save_file(dict(tensors), new, metadata={"about": about})
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

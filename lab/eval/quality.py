@@ -184,17 +184,13 @@ def _questions(prompter: Prompter, selection: Selection) -> tuple[list[Question]
     """Prompts that must give the target, and prompts that must give what the base gives."""
     about, beside = [], []
     for tested in selection.tested:
-        _check(prompter, tested.record)
+        try:
+            prompter.encoder.check(tested.record.edit)
+        except EditError as error:
+            raise EditError(f"{tested.record.source or tested.record.edit.id}: {error}") from None
         about += [question_of(prompter, tested.record, measure, prompt) for measure, prompt in wordings(tested)]
         beside += [question_of(prompter, tested.record, LOCALITY, p) for p in tested.neighbours]
     return about, beside
-
-
-def _check(prompter: Prompter, record: Record) -> None:
-    try:
-        prompter.encoder.check(record.edit)
-    except EditError as error:
-        raise EditError(f"{record.source or record.edit.id}: {error}") from None
 
 
 def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -> Question:

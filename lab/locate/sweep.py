@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.run import evaluate
-from wise.lab.locate.results import FIGURES, TRACED, LayerResult, Location, Sweep
+from wise.lab.locate.results import TRACED, LayerResult, Location, Sweep
 from wise.lab.locate.sites import check_layers
 
 EDITOR = "wise-retrieve"
@@ -41,25 +40,27 @@ def sweep(
     # Sampled text and probes take most of a measurement, and decide nothing here.
     bare = [replace(record, probes=(), generation_prompts=(), free_paraphrases=(), answer=None) for record in records]
 
-    def edited(layer: int) -> dict[str, Any]:
+    results = []
+    for layer in chosen:
         result = evaluate(
             model,
             tokenizer,
             bare,
             editor=EDITOR,
             settings={"layer": layer, "seed": location.seed},
-            progress=lambda name, done, total: progress(f"layer {layer}: {name}", done, total),
+            progress=lambda name, done, total, layer=layer: progress(f"layer {layer}: {name}", done, total),
         )
-        return {
-            **{measure: result.quality.generated[measure] for measure in FIGURES},
-            "failed": len(result.failed),
-            "cpu_seconds_per_edit": result.cpu_seconds / len(records),
-        }
-
-    results = []
-    for layer in chosen:
-        figures = edited(layer)
-        effects = {name: location.effect(*where)[layer] for name, where in TRACED.items()}
-        results.append(LayerResult(layer=layer, effects=effects, **figures))
+        figures = result.quality.generated
+        results.append(
+            LayerResult(
+                layer=layer,
+                reliability=figures["reliability"],
+                generalization=figures["generalization"],
+                locality=figures["locality"],
+                failed=len(result.failed),
+                cpu_seconds_per_edit=result.cpu_seconds / len(records),
+                effects={name: location.effect(*where)[layer] for name, where in TRACED.items()},
+            )
+        )
     described = {"first": first, "count": len(records), "ids": [record.edit.id for record in records]}
     return Sweep(results=tuple(results), records=described)
