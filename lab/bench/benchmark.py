@@ -44,9 +44,7 @@ class Plan:
     measured: tuple[Record, ...]
     """As many as the longest stream has."""
     searched: tuple[Record, ...]
-    """Those that a search edits and measures."""
     training: tuple[Record, ...]
-    """Those that hypernetworks may be trained on."""
     least: int = 20
     """Edits measured at each size, at least: a shorter stream is made again of the next records, and again."""
     trials: int = 4
@@ -158,10 +156,7 @@ def compare_editors(
     """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
     file of a run with the search in it.
 
-    Args:
-        editors: names in `EDITORS`.
-        sizes: edits of each stream, as `Plan.streams` takes them.
-        about: what goes into each run beside what it finds out itself: the data's and the model's names.
+    about: what goes into each run beside what it finds out itself: the data's and the model's names.
 
     Raises ConfigError for an unknown editor, or a folder with searches or runs of other records, another model or seed,
     or another number of trials.
@@ -169,8 +164,21 @@ def compare_editors(
     for editor in editors:
         find_editor(editor)
     folder.mkdir(parents=True, exist_ok=True)
-    basis = _basis(model, plan, about)
-    searched = {editor: _searched(model, tokenizer, editor, plan, folder, basis, progress) for editor in editors}
+    basis = {  # what all searches and runs of a folder have in common
+        "data": about["data"]["sha256"],
+        "model": weights_digest(model),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "seed": plan.seed,
+        "trials": plan.trials,
+        "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
+    }
+    searched: dict[str, dict[str, Any]] = {}
+    for editor in editors:
+        file = folder / f"{editor}.search.json"
+        if not file.exists():
+            write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
+        searched[editor] = json.loads(file.read_text(encoding="utf-8"))
+        _check_basis(file, searched[editor], basis)
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):
             file = folder / f"{editor}-{size}.{number}.json"
@@ -189,35 +197,6 @@ def compare_editors(
             )
             run = result.to_dict(outcomes=True) | {"search": searched[editor]}
             write_json(file, with_source(run, about))
-
-
-def _basis(model: PreTrainedModel, plan: Plan, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all searches and runs of a folder have in common."""
-    return {
-        "data": about["data"]["sha256"],
-        "model": weights_digest(model),
-        "precision": str(model.dtype).removeprefix("torch."),
-        "seed": plan.seed,
-        "trials": plan.trials,
-        "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
-    }
-
-
-def _searched(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    editor: str,
-    plan: Plan,
-    folder: Path,
-    basis: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    file = folder / f"{editor}.search.json"
-    if not file.exists():
-        write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    _check_basis(file, kept, basis)
-    return kept
 
 
 def _check_basis(file: Path, search: Mapping[str, Any], basis: Mapping[str, Any]) -> None:
