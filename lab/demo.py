@@ -22,15 +22,12 @@ from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 from wise.model import WiseModel, wrap
 
 SHOWN = 5
-"""Edits shown before and after."""
 RECALL_FACTS = 500
 """Facts that the base is asked for, to see that it knows what is about to be changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One prompt before and after the edits."""
-
     kind: str
     prompt: str
     before: str
@@ -40,8 +37,6 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DemoResult:
-    """What the demo measured."""
-
     evaluation: Evaluation
     base_recall: float
     """Share of the facts that the unedited model answers, by itself and to its own stop."""

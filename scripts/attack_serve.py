@@ -23,7 +23,6 @@ from service_process import Service
 
 
 def on_a_service(attack: Callable[[Service], str]) -> str:
-    """Does it to a service of its own."""
     with tempfile.TemporaryDirectory() as name, Service(Path(name) / "store", Path(name) / "log", []) as service:
         return attack(service)
 

@@ -91,7 +91,6 @@ def synced_write(folder: Path) -> float:
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """The figures of a store of `count` edits."""
     with Store.open(folder / "store") as store:
         for first in range(0, count, BATCH):
             learn(store, drawn_edits(first, min(BATCH, count - first)))

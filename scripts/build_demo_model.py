@@ -66,7 +66,6 @@ def log(message: str) -> None:
 
 
 def filler(rng: random.Random) -> Sentence:
-    """A plain sentence that states no fact."""
     return Sentence(prompt=f"{rng.choice(WHO)} {rng.choice(DOES)}", answer=rng.choice(WHEN))
 
 

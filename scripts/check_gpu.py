@@ -49,7 +49,6 @@ TINY = {
 TOKENS = 32
 """Tokens decoded in one timing."""
 HELD = 8
-"""Edits of the shipped model."""
 
 
 def synchronized(device: torch.device) -> float:

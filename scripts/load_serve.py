@@ -32,7 +32,6 @@ from service_process import Service
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 
 BATCH = 20
-"""Edits of one request."""
 LONG_TOKENS = 64
 SAMPLED = 5.0
 """Seconds between two looks at the memory."""
@@ -46,7 +45,6 @@ class ClientRecord:
     firsts: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     answers: list[tuple[str, int, str]] = field(default_factory=list)
-    """Prompt, version, text."""
     tokens: int = 0
     seconds: float = 0.0
 

@@ -108,7 +108,6 @@ class Service:
             return json.loads(answer.read())
 
     def tickets(self) -> list[dict[str, Any]]:
-        """All edits, in their order."""
         results: list[dict[str, Any]] = []
         while True:
             page = self.fetch(f"/v1/edits?limit=1000&after={results[-1]['ticket'] if results else 0}")

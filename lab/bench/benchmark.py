@@ -33,7 +33,6 @@ CANDIDATES = 10_000
 SEARCHED = ("reliability", "generalization", "locality")
 """What a search goes by: the mean of these, generated."""
 TRAINING = 1000
-"""Records that editors may be trained on."""
 MEASURED = tuple(name for name, editor in EDITORS.items() if editor.edits)
 
 
@@ -51,9 +50,7 @@ class Plan:
     """Settings that a search tries, the defaults among them; 1 takes the defaults without a search."""
     seed: int = 0
     texts: tuple[str, ...] | None = None
-    """Running text for perplexity."""
     corpus: tuple[str, ...] | None = None
-    """Texts for statistics."""
     cache: Path | None = None
 
     def streams(self, size: int) -> list[tuple[Record, ...]]:

@@ -67,7 +67,6 @@ def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head, in Markdown."""
     lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 

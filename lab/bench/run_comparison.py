@@ -39,17 +39,14 @@ class Difference:
 
     measure: str
     mode: str
-    """One of `MODES`."""
     records: int
     prompts: int
     reference: float
     value: float
     difference: float
-    """`value` less `reference`."""
     interval: tuple[float, float] | None
     """95 % of `difference`, records drawn with replacement; None for a single record."""
     p: float
-    """Of `sign_flip` over records."""
     p_holm: float
     """The same, adjusted for all tests of the comparison."""
 
@@ -73,11 +70,9 @@ class Contrast:
 
     run: str
     matched: int
-    """Outcomes that both have."""
     only_reference: int
     only_run: int
     warnings: tuple[str, ...]
-    """What makes the two less alike than they should be."""
     differences: tuple[Difference, ...]
     figures: tuple[Figure, ...]
 
@@ -91,7 +86,6 @@ class Comparison:
     contrasts: tuple[Contrast, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
         return {
             "reference": self.reference,
             "seed": self.seed,
@@ -220,7 +214,6 @@ def _warnings(
 
 
 def _figures(reference: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[Figure]:
-    """What both have a number for."""
     ours, theirs = dict(_listed(reference)), dict(_listed(run))
     for name in ours:
         (a, interval), (b, other) = ours[name], theirs.get(name, (None, None))

@@ -47,8 +47,6 @@ class AlphaEditSettings(MultiLayerSettings):
 
 
 class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
-    """Ridge regression within a null space, at each of several blocks."""
-
     Config = AlphaEditSettings
 
     def __init__(self, context: EditingContext, settings: AlphaEditSettings) -> None:

@@ -147,7 +147,6 @@ class Baseline(ABC, Generic[S]):
         )
 
     def validate(self, edits: Sequence[Edit]) -> None:
-        """Raises EditError for edits that cannot be applied."""
         check_unique(edits)
         live = {edit.id for edit in self.edits}
         for edit in edits:
@@ -167,7 +166,6 @@ class Baseline(ABC, Generic[S]):
         return evaluating(self.model)
 
     def _answers(self, edits: Sequence[Edit]) -> list[str]:
-        """What the model now generates for the prompts of `edits`."""
         if not edits:
             return []
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
@@ -286,7 +284,6 @@ class Replacement(Wrapper, ABC):
         """What stands in the place of the base's `output` `[..., d]` for `activation` `[..., f]`."""
 
     def forward(self, activation: Tensor) -> Tensor:
-        """`[..., f] -> [..., d]`."""
         output: Tensor = self.base_module(activation)
         return output if self.empty or not self.active else self.changed(activation, output)
 

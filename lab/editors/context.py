@@ -46,7 +46,6 @@ TokenRow = tuple[list[int], list[int]]
 SAMPLED = 64
 """Texts that the base is asked for at once, where there is no corpus."""
 ROWS = 64
-"""Rows in one forward."""
 BEGINNING = 10
 """Tokens of a text that prompts are put behind."""
 
@@ -72,7 +71,6 @@ class EditingContext:
 
     @cached_property
     def depth(self) -> int:
-        """Number of blocks."""
         return self.projection(0).depth
 
     def projection(self, layer: int) -> TargetModule:
@@ -117,7 +115,6 @@ class EditingContext:
         return [self.encoder.text(row) for row in islice(rows, count)]
 
     def corpus_digest(self) -> str:
-        """SHA-256 over the corpus, in hex."""
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
     def _read(self, length: int) -> Iterator[list[int]]:

@@ -40,8 +40,6 @@ FISHER = "fisher"
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningEWCSettings(FineTuningSettings):
-    """As FT-M, with the penalty."""
-
     search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "strength": (1e2, 1e3, 1e4, 1e5),
@@ -56,12 +54,9 @@ class FineTuningEWCSettings(FineTuningSettings):
     fisher_tokens: Annotated[int, Bounds(low=2)] = 8192
     """Tokens that the Fisher information is estimated on."""
     fisher_length: Annotated[int, Bounds(low=2)] = 64
-    """Tokens of a row of them."""
 
 
 class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
-    """FT-EWC."""
-
     Config = FineTuningEWCSettings
 
     def __init__(self, context: EditingContext, settings: FineTuningEWCSettings) -> None:

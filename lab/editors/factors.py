@@ -100,7 +100,6 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
 
 
 def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """`[rows, places, vocabulary]`"""
     result: Tensor = model(ids, attention_mask=mask, use_cache=False).logits
     return result
 

@@ -45,12 +45,9 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningSettings(LayerSettings):
-    """What fine-tuning of one layer has, whatever it minimises."""
-
     steps: Count = 25
     """At most so many passes over the edits of a call."""
     learning_rate: Positive = 5e-4
-    """Of Adam."""
     norm_constraint: Positive | None = None
     """epsilon: the most that any weight may change in one call; None for no constraint."""
     enough: Nonnegative = 1e-2
@@ -148,14 +145,10 @@ class FineTuning(WeightEditor[F]):
 
 
 class FineTuningM(FineTuning[FineTuningMSettings]):
-    """FT-M."""
-
     Config = FineTuningMSettings
 
 
 class FineTuningL(FineTuning[FineTuningLSettings]):
-    """FT-L."""
-
     Config = FineTuningLSettings
 
     def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:

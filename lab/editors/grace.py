@@ -147,8 +147,6 @@ class CodebookLayer(Replacement):
 
 
 class Grace(LayerEditor[GraceSettings]):
-    """Hartvigsen et al. 2023."""
-
     Config = GraceSettings
     layer: CodebookLayer
 
@@ -190,7 +188,6 @@ class Grace(LayerEditor[GraceSettings]):
 
     @property
     def memory_bytes(self) -> int:
-        """Keys, values and radii."""
         book = self.layer.codebook
         return book.keys.nbytes + book.values.nbytes + book.radii.nbytes
 

@@ -49,7 +49,6 @@ class HyperSettings(Settings):
     whole_ffn: bool = True
     """Every projection of their feed-forward layers is edited; False edits the value projections alone."""
     steps: Count = 240
-    """Training steps at most."""
     batch: Count = 8
     """Training edits in a step, each on a base of its own."""
     learning_rate: Positive = 1e-3
@@ -67,8 +66,6 @@ H = TypeVar("H", bound=HyperSettings)
 
 @dataclass(frozen=True, kw_only=True)
 class EditQuery:
-    """An edit as a hypernetwork reads it."""
-
     row: TokenRow
     """The prompt, and the target as the base would end it."""
     old: list[int]
@@ -77,8 +74,6 @@ class EditQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A training record, encoded."""
-
     query: EditQuery
     wordings: tuple[TokenRow, ...]
     """The target behind the edit's own prompt, and behind its paraphrases."""
@@ -100,7 +95,6 @@ class HyperEditor(WeightEditor[H]):
 
     def __init__(self, context: EditingContext, settings: H) -> None:
         self.linears: dict[str, nn.Module] = edited_linears(context, settings.blocks, settings.whole_ffn)
-        """Path -> module."""
         super().__init__(context, settings, [f"{path}.weight" for path in self.linears])
         self.network: Any = None
         """The hypernetwork, a float32 module; None until `prepare`."""

@@ -73,8 +73,6 @@ def published_encoder(path: str | None = None) -> SentenceEncoder:
 
 
 class InContext(Baseline[InContextSettings], WholePrompts):
-    """Zheng et al. 2023, with retrieval."""
-
     Config = InContextSettings
 
     def __init__(self, context: EditingContext, settings: InContextSettings) -> None:

@@ -119,8 +119,6 @@ class Gate:
 
 
 class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
-    """See the module."""
-
     Config = KnowledgeEditorSettings
     kind = "ke"
     reads_old = True

@@ -40,8 +40,6 @@ class MemitSettings(MultiLayerSettings):
 
 
 class Memit(MultiLayerEditor[MemitSettings]):
-    """Ridge regression at each of several blocks."""
-
     Config = MemitSettings
 
     def _prepare(self) -> None:

@@ -71,7 +71,6 @@ class MemoirSettings(LayerSettings):
     learning_rate: Positive = 1.0
     """Of gradient descent on the memory."""
     steps: Count = 30
-    """For an edit, at most."""
     contexts: CountOrZero = 10
     """Texts that an edit's prompt is also trained behind."""
 
@@ -80,7 +79,6 @@ class TopHash:
     """Which columns belong to a prompt: a permutation of the features that stand out."""
 
     def __init__(self, features: int, count: int, seed: int) -> None:
-        """count: k."""
         self.count = count
         self.permutation = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
 
@@ -154,8 +152,6 @@ def prompt_means(activation: Tensor, prompts: Tensor) -> Tensor:
 
 
 class Memoir(LayerEditor[MemoirSettings], WholePrompts):
-    """Wang et al. 2025."""
-
     Config = MemoirSettings
     layer: MemoryLayer
 

@@ -39,7 +39,6 @@ from wise.lab.editors.hypernetwork import CHUNK, EditQuery, Example, HyperEditor
 from wise.lab.editors.settings import Count, Positive
 
 SMALL = 1e-7
-"""Added to standard deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +65,6 @@ class Transform(nn.Module):
     """g of eq. 3, for layers of one shape."""
 
     def __init__(self, size: int, layers: int, rank: int) -> None:
-        """size: f + d."""
         super().__init__()
         rank = min(rank, size)
         self.v = nn.Parameter(torch.randn(2, rank, size) / size**0.5)
@@ -76,7 +74,6 @@ class Transform(nn.Module):
         self.offset = nn.Parameter(torch.zeros(layers, 2, size))
 
     def forward(self, z: Tensor, layer: int) -> Tensor:
-        """`[..., f + d]` -> the same."""
         for i in range(2):
             inner = z @ self.v[i].mT @ self.u[i].mT + self.bias[i]
             # clamp has the gradient 1 at 0, where all begins; relu has 0 and would never learn
@@ -131,8 +128,6 @@ class Moments(nn.Module):
 
 
 class Mend(HyperEditor[MendSettings]):
-    """See the module."""
-
     Config = MendSettings
     kind = "mend"
 

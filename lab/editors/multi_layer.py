@@ -22,8 +22,6 @@ from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, r
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLayerSettings(MomentSettings, ValueSettings):
-    """Of an editor that changes a window of blocks."""
-
     layers: tuple[int, ...] | None = None
     """Indices of the changed blocks, ascending; None takes those of the window."""
     window: tuple[float, float] = (0.0, 0.35)

@@ -65,7 +65,6 @@ class KnowledgeNeuronsSettings(Settings):
     }
 
     integration_steps: Count = 20
-    """m of equation 4."""
     threshold: Share = 0.2
     """Share of a prompt's largest attribution that a neuron must have."""
     share: Share = 0.7
@@ -87,8 +86,6 @@ class KnowledgeNeuronsSettings(Settings):
 
 
 class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
-    """KN."""
-
     Config = KnowledgeNeuronsSettings
 
     def __init__(self, context: EditingContext, settings: KnowledgeNeuronsSettings) -> None:

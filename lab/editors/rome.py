@@ -49,8 +49,6 @@ class RomeSettings(MomentSettings, ValueSettings, LayerSettings):
 
 
 class Rome(SubjectEditor[RomeSettings]):
-    """Rank-one updates, one after the other."""
-
     Config = RomeSettings
 
     def __init__(self, context: EditingContext, settings: RomeSettings) -> None:

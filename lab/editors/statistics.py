@@ -22,19 +22,15 @@ from wise.lab.editors.settings import Bounds, Count, Nonnegative, Settings
 from wise.training.generation import right_pad
 
 ROWS = 16
-"""Rows of the corpus in one forward."""
 TOKENS_PER_INPUT = 16
 """Tokens of the corpus for each input of the projection, where the settings do not say how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MomentSettings(Settings):
-    """Of an editor that needs the second moment."""
-
     tokens: Count | None = None
     """Tokens of the corpus; None takes 16 for each input of the projection."""
     length: Annotated[int, Bounds(low=2)] = 128
-    """Tokens of one row of the corpus."""
     ridge: Nonnegative = 1e-4
     """Added to the diagonal, as a share of its mean: keeps directions that the corpus never showed finite."""
 

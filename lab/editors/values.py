@@ -36,8 +36,6 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings(Settings):
-    """Of an editor that looks for the value of an edit."""
-
     steps: Count = 25
     """Steps of Adam at most."""
     learning_rate: Positive = 0.3
@@ -53,7 +51,6 @@ class ValueSettings(Settings):
     prefixes: CountOrZero = 5
     """Texts that the prompt is put behind, beside standing alone."""
     prefix_tokens: Count = 10
-    """Tokens of one such text."""
 
 
 V = TypeVar("V", bound=ValueSettings)

@@ -25,8 +25,6 @@ from wise.training.encoding import learn_encoder
 
 @dataclass(frozen=True, kw_only=True)
 class EditorSpec:
-    """One way of editing."""
-
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `WiseConfig` that make it what it is; of others, nothing."""
     search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)

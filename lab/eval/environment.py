@@ -31,7 +31,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def described(base: Fingerprint) -> dict[str, Any]:
-    """Which base it is, ready for JSON."""
     return {
         "type": base.model_type,
         "parameters": base.parameters,
@@ -42,7 +41,6 @@ def described(base: Fingerprint) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, as the system says it."""
     listing = Path("/proc/cpuinfo")
     if listing.exists():
         for line in listing.read_text(encoding="utf-8").splitlines():

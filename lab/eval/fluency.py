@@ -42,8 +42,6 @@ WORDS = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """A prompt that free text is asked for."""
-
     record: str
     ids: list[int]
 

@@ -38,7 +38,6 @@ from wise.model import WiseModel
 
 INSTALL = 'pip install "wise-runtime[harness]"'
 BATCH = 16
-"""Requests at once."""
 LOGGERS = ("lm_eval", "datasets", "evaluate", "huggingface_hub", "transformers")
 PROGRAMS = ("get_git_commit_hash", "add_env_info")
 """Functions of the harness that start other programs, for entries of its result that are not read here."""
@@ -218,7 +217,6 @@ def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
 def _run(
     harness: ModuleType, answering: Any, tasks: Sequence[str], manager: Any, limit: int | None, seed: int
 ) -> Mapping[str, Any]:
-    """What the harness gives for the model as it now is."""
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
         results: Mapping[str, Any] = harness.simple_evaluate(

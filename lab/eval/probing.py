@@ -43,14 +43,11 @@ _BEFORE = re.compile(rf"[{re.escape(ENDS)}]*?(?=-\d|[^{re.escape(ENDS)}])")
 
 @dataclass(frozen=True, kw_only=True)
 class ProbeFindings:
-    """What probes gave."""
-
     figures: dict[str, dict[str, Any]]
     """Kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes, of
     kinds in `OF_A_CASE` over probes), `n` probes that counted, and how many did not: `conditions_failed`, `too_long`
     for the context, `excluded` since they ask for what fitting used or another edit changed."""
     outcomes: tuple[PromptOutcome, ...]
-    """Of each probe that counted."""
 
 
 def normalised(text: str) -> str:
@@ -77,17 +74,13 @@ class _Asked:
 
     ids: list[int]
     limit: int
-    """Tokens that the answer may have."""
     gold: list[list[int]]
     """The first answers without what ends them."""
     right: frozenset[str]
-    """The answers, normalised."""
 
 
 @dataclass
 class _Chosen:
-    """The probes that are asked."""
-
     probes: list[tuple[str, Probe]] = field(default_factory=list)
     """With the id of their record."""
     queries: dict[Query, _Asked] = field(default_factory=dict)

@@ -44,10 +44,7 @@ EditedModel = WiseModel | Baseline[Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOutcome:
-    """What one prompt gave."""
-
     record: str
-    """Id of the record's edit."""
     measure: str
     """One of `wise.lab.eval.quality.MEASURES`, or the kind of a probe."""
     prompt: str
@@ -78,8 +75,6 @@ class Tested:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is asked of the records of one measurement."""
-
     tested: tuple[Tested, ...]
     fitted: frozenset[str]
     """Prompts that fitting used or may have used."""
@@ -276,7 +271,6 @@ def plain(answer: str) -> str:
 
 
 def share(best: Sequence[int], wanted: Sequence[int]) -> float:
-    """Share of places that agree."""
     return fmean(float(a == b) for a, b in zip(best, wanted, strict=True))
 
 

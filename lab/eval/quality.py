@@ -54,7 +54,6 @@ class Quality:
     outcomes: tuple[PromptOutcome, ...]
     """Those of `MEASURES`, locality last, and then those of probes."""
     counterfact: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.probability.measure_probability`."""
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Kind -> figures, see `wise.lab.eval.probing.ProbeFindings`."""
     instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
@@ -62,9 +61,7 @@ class Quality:
     are recalled. `instance_wise`: over probes of `single_hops`, the share of cases of which all single facts are,
     unedited ones too; None without such probes."""
     fluency: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.fluency.measure_fluency`."""
     perplexity: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.perplexity.measure_perplexity`."""
 
     @property
     def generated(self) -> dict[str, float | None]:
@@ -73,7 +70,6 @@ class Quality:
 
     @property
     def teacher_forced(self) -> dict[str, float | None]:
-        """As `generated`."""
         return {measure: self._mean(measure, lambda outcome: outcome.teacher_forced) for measure in MEASURES}
 
     @property
@@ -163,9 +159,7 @@ class Question:
     measure: str
     prompt: str
     ids: list[int]
-    """The prompt."""
     limit: int
-    """Tokens that the answer may have."""
     target: list[int]
     """The answer wanted, with what ends it; empty for locality."""
 
@@ -207,7 +201,6 @@ def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -
 
 
 def _ask_about(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
-    """Prompts that must give the target."""
     encoder = prompter.encoder
     gold = [question.target[: -len(encoder.terminator)] for question in questions]
     best = prompter.best("about", [PromptRow(prompt=q.ids, fed=ids) for q, ids in zip(questions, gold, strict=True)])
@@ -227,7 +220,6 @@ def answered_right(encoder: Encoder, question: Question, answer: Sequence[int]) 
 
 
 def _ask_beside(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
-    """Prompts that must give what the base gives."""
     encoder = prompter.encoder
     before = _answers(prompter, LOCALITY, questions, base=True)
     rows = [PromptRow(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]

@@ -18,7 +18,6 @@ from wise.errors import ConfigError, given
 from wise.memory.folder import replaced_file
 
 SCHEMA = 1
-"""Of the files that this version writes and reads."""
 
 KEYS: dict[str, str] = {
     "edits": "number",

@@ -51,7 +51,6 @@ class Evaluation:
 
     editor: str
     edits: int
-    """Edits that were asked for."""
     quality: Quality
     failed: tuple[str, ...]
     """Ids of edits that did not verify when they were made, or were lost to a later one."""
@@ -61,7 +60,6 @@ class Evaluation:
     routing: Routing | None = None
     retention: tuple[Mapping[str, float | None], ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Settings, model and machine of the run."""
     started: str = ""
     """ISO 8601, UTC."""
     measuring_seconds: float = 0.0
@@ -174,7 +172,6 @@ class _Stream:
         self.preparing_seconds = time.perf_counter() - begun
 
     def advance(self, end: int) -> None:
-        """Applies the edits up to number `end`."""
         while self.done < end:
             start, stop = self.done, min(self.done + (self.batch or end), end)
             self.reports.append(self.subject.edit(self.edits[start:stop], progress=self._part))
@@ -182,7 +179,6 @@ class _Stream:
             self.progress("edits", stop, len(self.edits))
 
     def _part(self, count: int) -> None:
-        """`count` edits of the call in progress are through."""
         self.progress("edits", self.done + count, len(self.edits))
 
     @property

@@ -22,7 +22,6 @@ from wise.formats.fields import optional_text, text
 logger = logging.getLogger(__name__)
 
 KNOWN = ("prompt", "subject", "attribute", "relation_id")
-"""Fields of a known fact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +34,6 @@ class Fact:
     prompt: str
     """What is asked; ends right before the answer."""
     subject: str
-    """As it is written in `prompt`."""
     answer: str
     """The right one, of the world and not of an edit."""
     relation: str | None = None

@@ -114,7 +114,6 @@ def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: 
 
 
 def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
-    """Per column its 95% interval, low and high: all columns from the same draws of rows."""
     return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
 
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {STATE: "Purples", FFN: "Greens", ATTENTION: "Reds"}
-"""As in the paper."""
 FIGURES = {"reliability": "#08519c", "generalization": "#6baed6", "locality": "#d94801", "success": "black"}
 WRITTEN = 12
 """Layers up to which the cells hold their numbers."""

@@ -30,14 +30,11 @@ class Noise:
     """`[rows, tokens, e]`"""
 
     def select(self, rows: Tensor) -> Noise:
-        """The noise of the given rows, in the given order."""
         return Noise(start=self.start, values=self.values[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a run gave."""
-
     logits: Tensor
     """`[rows, vocabulary]` float32, behind the last token."""
     outputs: dict[str, list[Tensor]]

@@ -55,11 +55,9 @@ class Sites:
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
         return len(self.blocks)
 
     def module(self, kind: str, layer: int) -> nn.Module:
-        """The module whose output is the place `kind` of block `layer`."""
         return {STATE: self.blocks, FFN: self.ffn, ATTENTION: self.attention}[kind][layer]
 
 

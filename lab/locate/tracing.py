@@ -51,7 +51,6 @@ class Known:
     span: tuple[int, int]
     """The subject's first token, and the one behind its last."""
     answer: int
-    """The answer's first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,10 +138,7 @@ def draw_noise(runner: Runner, fact: Known, *, width: float, samples: int, seed:
 
 
 def trace_fact(runner: Runner, fact: Known, noise: Noise, *, window: int) -> Trace:
-    """All effects of one fact.
-
-    Raises UnsupportedModelError where a probability is no number.
-    """
+    """Raises UnsupportedModelError where a probability is no number."""
     grid = _Grid(runner, fact, noise)
     effects = {kind: grid.effects(kind, 1 if kind == STATE else window) for kind in KINDS}
     high = float(_probability(grid.clean.logits, fact.answer)[0])

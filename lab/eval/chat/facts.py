@@ -49,7 +49,6 @@ class Fact:
     neighbours: tuple[str, ...] = ()
     """Questions about other subjects: their answers must not move."""
     answer: str | None = None
-    """What was right before."""
     kind: str = ""
 
     @property
@@ -134,7 +133,6 @@ def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
 
 
 def _wording(text: str, record: Record) -> str:
-    """The text with `{}` for the subject."""
     return text.replace(record.edit.subject, "{}") if record.edit.subject else text
 
 
@@ -154,7 +152,6 @@ def _fact(row: JsonRow) -> Fact:
 
 
 def _as_written(subject: str, prompt: str) -> str:
-    """The subject as the prompt writes it."""
     start = prompt.casefold().find(subject.casefold())
     return subject if start < 0 else prompt[start : start + len(subject)]
 

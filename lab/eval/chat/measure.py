@@ -71,8 +71,6 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was said to one question."""
-
     question: Question
     answer: str
     right: bool
@@ -82,8 +80,6 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFigures:
-    """Shares of questions that came out right."""
-
     measures: Mapping[str, tuple[int, int]]
     """Measure -> right, asked."""
     results: tuple[Result, ...] = field(repr=False)

@@ -132,7 +132,6 @@ def _enough(texts: Iterable[str], count: int) -> Iterator[str]:
 
 
 def _side(side: str, drafts: Sequence[Draft], material: Material, skipped: dict[str, str]) -> tuple[RoutingClass, ...]:
-    """The classes that could be built; notes why the others could not."""
     built = []
     for draft in drafts:
         # Where every token counts, the tokens were counted already.

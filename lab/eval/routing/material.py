@@ -25,15 +25,12 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A class of prompts to choose from."""
-
     name: str
     about: str
     sources: Sequence[Source]
     why_empty: str
     """What is missing where no prompt comes of it."""
     unit: str = "prompt"
-    """As in `RoutingClass`."""
 
 
 def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, int]]:
@@ -82,7 +79,6 @@ class Conversation:
 
     @property
     def about(self) -> str:
-        """The form in words."""
         return TEMPLATE_FORM if self._templated else PLAIN_FORM
 
     def text(self, *turns: str) -> str:
@@ -111,7 +107,6 @@ class Material:
     records: tuple[Record, ...]
     """Those whose edits are live."""
     pool: tuple[Record, ...]
-    """Others, not edited."""
     live: tuple[Edit, ...]
     encoder: Encoder
     relations: Relations
@@ -131,7 +126,6 @@ class Material:
         return random.Random(f"{self.seed} {name} {record.edit.id}")
 
     def length(self, text: str) -> int:
-        """Tokens of a prompt."""
         return len(self.encoder.prompt(text))
 
     def fits(self, text: str) -> bool:

@@ -37,7 +37,6 @@ class Routing:
     positives: Mapping[str, Mapping[str, Any]]
     """Class of positives -> its figures (`separation.positive_figures`)."""
     skipped: Mapping[str, str]
-    """Class -> why there are no figures of it."""
     scored_against: str
     """The class of positives that negatives are measured against."""
     live_edits: int
@@ -46,7 +45,6 @@ class Routing:
     false_routes_per_million: float | None
     """Tokens of running text at which a gate opens."""
     false_routes_per_million_ci: tuple[float, float] | None
-    """Over texts as clusters."""
     running_text_tokens: int
     slot_top1: float
     """Share of the positives at which the slot, or the edit, that comes nearest is the right one, open or not."""
@@ -57,7 +55,6 @@ class Routing:
     oracle: Mapping[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON, and the edges of the histograms."""
         result = asdict(self) | {"bins": list(BINS)}
         if self.false_routes_per_million_ci is not None:
             result["false_routes_per_million_ci"] = list(self.false_routes_per_million_ci)

@@ -55,7 +55,6 @@ def running_text_draft(material: Material) -> Draft:
 
 
 def _passages(material: Material) -> Iterator[list[str]]:
-    """The pieces of each text."""
     left = material.max_tokens
     for text in material.texts:
         kept = []
@@ -166,8 +165,6 @@ def same_name(one: str, other: str) -> bool:
 
 
 class Names:
-    """Subjects by their trigrams."""
-
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
         self._trigrams = [trigrams(name) for name in self.names]
@@ -352,7 +349,6 @@ def _near_duplicates(material: Material, record: Record, of_relation: dict[str, 
 
 
 def negative_drafts(material: Material) -> list[Draft]:
-    """All negative classes, in the order of the report."""
     relation = same_relation_draft(material)
     return [
         Draft(

@@ -231,7 +231,6 @@ def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]
 
 
 def _answered(model: WiseModel, questions: Sequence[SlotQuestion], router: Router) -> list[bool]:
-    """Whether each question's answer is right where `router` decides."""
     prompts, limits = zip(*((q.question.ids, q.question.limit) for q in questions), strict=True)
     with consulting(model, router) as oracle:
         answers = greedy(oracle, prompts, stops=model.encoder.stops, max_new_tokens=limits)

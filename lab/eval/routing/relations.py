@@ -39,7 +39,6 @@ class AskedRelation:
     topics: frozenset[str]
 
     def apart(self, other: AskedRelation) -> bool:
-        """The two surely ask different things."""
         known = bool(self.topics) and bool(other.topics)
         same = self.relation is not None and self.relation == other.relation
         return known and not same and self.topics.isdisjoint(other.topics)
@@ -180,5 +179,4 @@ class EditedFacts:
         return any(not asked.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
 
     def facts_of(self, subject: str) -> list[AskedRelation]:
-        """What was edited about a subject."""
         return self._facts.get(words(subject), [])

@@ -34,12 +34,10 @@ class Scored:
 
     @property
     def last(self) -> Scored:
-        """That of the last token alone."""
         return Scored(values=self.values[-1:], slots=self.slots[-1:], edits=self.edits[-1:])
 
     @property
     def speakers(self) -> tuple[int | None, ...]:
-        """The slot that speaks at each token, or None for the base."""
         return tuple(slot if value >= 1 else None for value, slot in zip(self.values, self.slots, strict=True))
 
 

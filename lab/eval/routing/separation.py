@@ -25,13 +25,9 @@ LEAST = {"tpr_at_fpr_0.01": 100, "tpr_at_fpr_0.001": 1000}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredClass:
-    """A class of prompts and the router's evidence on them."""
-
     about: RoutingClass
     prompts: tuple[RoutingPrompt, ...]
-    """Those that count."""
     scored: tuple[Scored, ...]
-    """One for each prompt."""
     values: Tensor
     """`[n]` float64, what is measured: one of each prompt, or one of each token."""
     clusters: tuple[Hashable, ...]

@@ -33,13 +33,11 @@ def shipped_passages() -> list[str]:
 
 
 def shipped_exchanges() -> list[tuple[str, str]]:
-    """Everyday questions with an answer each."""
     lines = _shipped("exchanges.txt").splitlines()
     return [(question, answer) for question, _, answer in (line.partition(_SEPARATOR) for line in lines)]
 
 
 def running_text(path: Path | None) -> list[str]:
-    """The texts of a file; None for the passages that ship."""
     return shipped_passages() if path is None else read_texts(path)
 
 
