@@ -94,9 +94,7 @@ class EditingContext:
 
     def corpus(self, tokens: int, *, length: int, seed: int = 0) -> Iterator[list[int]]:
         """Rows of ids, each of at most `length`, until there are `tokens`; of the corpus, or in the base's own words.
-
-        Raises ConfigError where the corpus is shorter than that.
-        """
+        Raises ConfigError where the corpus is shorter than that."""
         length = min(length, self.encoder.context)
         left = tokens
         for row in self._sampled(length, seed) if self.texts is None else self._read(length):
@@ -134,10 +132,8 @@ class EditingContext:
             seed += 1
 
     def cached(self, kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `compute` gives, from the cache where it was computed before for this very base and `key`.
-
-        The file's own metadata must say the same as its name; one that is damaged is computed anew.
-        """
+        """What `compute` gives, from the cache where it was computed before for this very base and `key`. The file's
+        own metadata must say the same as its name; one that is damaged is computed anew."""
         if self.cache is None:
             return compute()
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)

@@ -46,10 +46,8 @@ def prepared_moments(context: EditingContext, layers: Sequence[int], settings: M
 def second_moments(
     context: EditingContext, layers: Sequence[int], *, tokens: int, length: int, seed: int
 ) -> list[Tensor]:
-    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached.
-
-    The base must be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular.
-    """
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached. The base must
+    be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular."""
     paths = [context.projection(layer).path for layer in layers]
     f = max(context.projection(layer).in_features for layer in layers)
     if tokens < f:
@@ -90,10 +88,8 @@ def with_ridge(moment: Tensor, ridge: float) -> Tensor:
 
 
 def factored(matrix: Tensor) -> Tensor:
-    """The Cholesky factor, lower, of a symmetric positive definite matrix.
-
-    Raises ConfigError where it is singular to within rounding.
-    """
+    """The Cholesky factor, lower, of a symmetric positive definite matrix. Raises ConfigError where it is singular to
+    within rounding."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()

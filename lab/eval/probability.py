@@ -34,11 +34,8 @@ class Pair:
 
 
 def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
-    """What is compared: the records that know the answer that was right before.
-
-    Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the
-    model has no token for.
-    """
+    """What is compared: the records that know the answer that was right before. Raises EditError for a prompt that does
+    not fit the context with one of its answers, and for an answer that the model has no token for."""
     results = []
     for each in tested:
         record = each.record

@@ -58,10 +58,8 @@ class Fact:
 
 
 def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[Fact]:
-    """The facts that ship with wise; of one half, of these of `KINDS`.
-
-    Raises EditError for a half or a kind that there is not.
-    """
+    """The facts that ship with wise; of one half, of these of `KINDS`. Raises EditError for a half or a kind that there
+    is not."""
     if half is not None and half not in HALVES:
         raise EditError(f"half={half!r}: expected one of {', '.join(HALVES)}")
     unknown = [kind for kind in kinds if kind not in KINDS]

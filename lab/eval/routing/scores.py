@@ -106,10 +106,8 @@ def served(model: WiseModel) -> SideMemory:
 
 
 def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
-    """Ids of a prompt that leaves `room` tokens of the context.
-
-    Raises ConfigError where it has no token, or more than fit.
-    """
+    """Ids of a prompt that leaves `room` tokens of the context. Raises ConfigError where it has no token, or more than
+    fit."""
     ids, most = model.encoder.prompt(text), model.encoder.context - room
     if not 1 <= len(ids) <= most:
         raise ConfigError(
