@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wise.edits import Edit, check_unique
 from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import LayerSettings, Settings
 from wise.memory.modules import Wrapper, evaluating, execution_device, hooked
-from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
 from wise.training.verification import SPARE_TOKENS
@@ -50,23 +49,11 @@ class Baseline(ABC, Generic[S]):
 
     def __init__(self, context: EditingContext, settings: S) -> None:
         """Changes nothing. Raises ConfigError or UnsupportedModelError where the settings do not fit the base."""
-        self.context = context
-        self.settings = settings
+        self.context, self.settings = context, settings
+        self.model, self.encoder = context.model, context.encoder
         self.edits: tuple[Edit, ...] = ()
         """All that were applied, in their order; of one prompt, the last."""
         self._prepared = False
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.context.model
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.context.encoder
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.context.encoder.tokenizer
 
     # -- what an editor is --------------------------------------------------------------------
 

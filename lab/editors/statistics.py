@@ -36,20 +36,12 @@ class MomentSettings(Settings):
 
 
 def prepared_moments(context: EditingContext, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
-    """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
-    f = context.projection(layers[0]).in_features
-    tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    result = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
-    return [with_ridge(moment, settings.ridge) for moment in result]
-
-
-def second_moments(
-    context: EditingContext, layers: Sequence[int], *, tokens: int, length: int, seed: int
-) -> list[Tensor]:
-    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached. The base must
-    be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular."""
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, ridge included: `[f, f]` each, float64; cached
+    but for the ridge. The base must be in place. Raises ConfigError where tokens are fewer than inputs: singular."""
     paths = [context.projection(layer).path for layer in layers]
     f = max(context.projection(layer).in_features for layer in layers)
+    tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
+    length, seed = settings.length, settings.seed
     if tokens < f:
         raise ConfigError(
             f"tokens={tokens}: the projection has {f} inputs, and their second moment is singular on fewer tokens "
@@ -64,7 +56,7 @@ def second_moments(
 
     about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
     results = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(context.device) for tensors in results]
+    return [with_ridge(tensors["moment"].to(context.device), settings.ridge) for tensors in results]
 
 
 @torch.no_grad()

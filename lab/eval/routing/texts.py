@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from importlib.resources import files
+from itertools import groupby, starmap
 from os import PathLike
 from pathlib import Path
 
@@ -68,20 +69,16 @@ def read_texts(path: str | PathLike[str]) -> list[str]:
 
 
 def _paragraphs(path: Path) -> Generator[str]:
-    paragraph: list[str] = []
+    def decoded(number: int, content: bytes) -> str:
+        try:
+            return content.decode().rstrip()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
+
     with closing(lines(path)) as numbered:
-        for number, content in numbered:
-            try:
-                line = content.decode()
-            except UnicodeDecodeError:
-                raise ConfigError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
-            if line.strip():
-                paragraph.append(line.rstrip())
-            elif paragraph:
+        for filled, paragraph in groupby(starmap(decoded, numbered), key=bool):
+            if filled:
                 yield "\n".join(paragraph).strip()
-                paragraph = []
-    if paragraph:
-        yield "\n".join(paragraph).strip()
 
 
 def _fields(path: Path) -> Generator[str]:
