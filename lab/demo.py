@@ -19,7 +19,7 @@ from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing import gate_ratios
 from wise.lab.eval.run import Evaluation
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
-from wise.model import WiseModel, wrap
+from wise.model import wrap
 
 SHOWN = 5
 RECALL_FACTS = 500
@@ -75,7 +75,9 @@ def run_demo(
     begun = time.perf_counter()
     records = demo_records(edits, seed=seed)
     model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))
-    recall = _recall(model, seed)
+    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
+    told = model.ask([train_prompts(fact)[0] for fact in facts])
+    recall = sum(answer.text == fact.object for answer, fact in zip(told, facts, strict=True)) / len(facts)
     asked = _shown_prompts(records)
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
@@ -106,12 +108,6 @@ def run_demo(
         ),
         seconds=time.perf_counter() - begun,
     )
-
-
-def _recall(model: WiseModel, seed: int) -> float:
-    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
-    answers = model.ask([train_prompts(fact)[0] for fact in facts])
-    return sum(a.text == fact.object for a, fact in zip(answers, facts, strict=True)) / len(facts)
 
 
 def _shown_prompts(records: list[Record]) -> list[tuple[str, str, str | None]]:

@@ -77,11 +77,6 @@ class Codebook:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @classmethod
-    def without_entries(cls, f: int, d: int, device: torch.device) -> Codebook:
-        keys, values, radii = (torch.zeros(0, *size, device=device) for size in ((f,), (d,), ()))
-        return cls(keys=keys, values=values, radii=radii, labels=())
-
     def nearest(self, activations: Tensor) -> tuple[Tensor, Tensor]:
         """The distance to the nearest key, and its index, of each of `[m, f]`. A row does not depend on the others."""
         distances = torch.cdist(activations.float(), self.keys, compute_mode="donot_use_mm_for_euclid_dist")
@@ -131,7 +126,10 @@ class CodebookLayer(Replacement):
 
     def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
         super().__init__(context, settings)
-        self.codebook = Codebook.without_entries(self.in_features, self.out_features, context.device)
+        keys, values, radii = (
+            torch.zeros(0, *size, device=context.device) for size in ((self.in_features,), (self.out_features,), ())
+        )
+        self.codebook = Codebook(keys=keys, values=values, radii=radii, labels=())
 
     @property
     def empty(self) -> bool:

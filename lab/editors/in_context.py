@@ -92,7 +92,8 @@ class InContext(Baseline[InContextSettings], WholePrompts):
 
     def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Each prompt behind what it may be about; the very same ids where that is nothing."""
-        texts = [str(self.encoder.tokenizer.decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
+        decode = self.encoder.tokenizer.decode
+        texts = [str(decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
         asked = [i for i, text in enumerate(texts) if text]
         results = [list(prompt) for prompt in prompts]
         if self._silent or not self.edits or not asked:

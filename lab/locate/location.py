@@ -108,13 +108,11 @@ def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: 
             if held:
                 rows.append(_means(held))
         mean.append([*_means(rows)] if rows else [None] * layers)
-        ci.append([*_intervals(rows, seed)] if rows else [None] * layers)
+        # All columns from the same draws of rows.
+        intervals = [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
+        ci.append([*intervals] if rows else [None] * layers)
         n.append(len(rows))
     return Effects(mean=mean, ci=ci, n=n)
-
-
-def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
-    return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:

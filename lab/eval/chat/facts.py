@@ -137,7 +137,8 @@ def _wording(text: str, record: Record) -> str:
 def _fact(row: JsonRow) -> Fact:
     lists = {name: checked_prompts(name, row.get(name, ())) for name in LISTS}
     prompt, subject = text(row, "prompt"), optional_text(row, "subject")
-    named = None if subject is None else _as_written(subject, prompt)
+    start = -1 if subject is None else prompt.casefold().find(subject.casefold())
+    named = subject if subject is None or start < 0 else prompt[start : start + len(subject)]  # as the prompt writes it
     aliases = lists["aliases"] if named else ()
     return Fact(
         edit=Edit(prompt=prompt, target=text(row, "target"), subject=named, aliases=aliases),
@@ -147,11 +148,6 @@ def _fact(row: JsonRow) -> Fact:
         answer=optional_text(row, "answer"),
         kind=optional_text(row, "kind") or "",
     )
-
-
-def _as_written(subject: str, prompt: str) -> str:
-    start = prompt.casefold().find(subject.casefold())
-    return subject if start < 0 else prompt[start : start + len(subject)]
 
 
 def _flat(text: str) -> str:

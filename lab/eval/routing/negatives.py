@@ -248,7 +248,8 @@ def _same_subject(
     subject = record.edit.subject
     if subject is None:
         return
-    real = [text for text in _asked_of_subject(record) if _is_beside(material, text, subject)]
+    unmoved = [probe.queries[0].prompt for probe in record.probes if probe.kind in UNMOVED]
+    real = [text for text in (*unmoved, *record.neighbours) if _is_beside(material, text, subject)]
     yield from islice(real, PER_RECORD)
     if real:
         return
@@ -272,14 +273,6 @@ def _put_in(material: Material, subject: str, templates: Sequence[str], rng: ran
         if not material.edited.may_ask(text, material.relations.asked_by(template)):
             yield text
             return
-
-
-def _asked_of_subject(record: Record) -> Iterator[str]:
-    """Prompts of the data about the edited subject that the edit must not move."""
-    for probe in record.probes:
-        if probe.kind in UNMOVED:
-            yield probe.queries[0].prompt
-    yield from record.neighbours
 
 
 def _is_beside(material: Material, text: str, subject: str) -> bool:

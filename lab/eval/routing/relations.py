@@ -77,17 +77,14 @@ class Relations:
         wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
         templates = [first, *(wording for wording in wordings if wording is not None)]
         for node in [*map(normal, templates), *([f"relation {name}"] if name else [])]:
-            self._join(normal(first), node)
+            one, other = sorted((self._root(normal(first)), self._root(node)))
+            self._parent[other] = one
         return templates
 
     def _root(self, node: str) -> str:
         while self._parent.setdefault(node, node) != node:
             self._parent[node] = node = self._parent[self._parent[node]]
         return node
-
-    def _join(self, one: str, other: str) -> None:
-        first, second = sorted((self._root(one), self._root(other)))
-        self._parent[second] = first
 
     @property
     def names(self) -> tuple[str, ...]:
