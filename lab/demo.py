@@ -66,12 +66,8 @@ def run_demo(
     placement: Placement = DEFAULT_PLACEMENT,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Edits the shipped model with `edits` counterfactuals and measures it.
-
-    progress: called with what is being done, how much of it is through, and of how much.
-
-    Raises ConfigError for a mode or a device that there is not, or more edits than the model knows facts.
-    """
+    """Edits the shipped model with `edits` counterfactuals and measures it. Raises ConfigError for a mode or a device
+    that there is not, or more edits than the model knows facts."""
     begun = time.perf_counter()
     records = demo_records(edits, seed=seed)
     model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))

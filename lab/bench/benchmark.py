@@ -64,12 +64,9 @@ class Plan:
 
 
 def make_plan(records: Sequence[Record], *, edits: int, searched: int, skip: int = 0, **rest: Any) -> Plan:
-    """A plan over the records of a file, in their order: those to measure, those to search on, those to train on.
-
-    None of the last has a prompt of the others. What is not measured here is left out: openings of free text.
-
-    Raises EditError where there are too few.
-    """
+    """A plan over the records of a file, in their order: those to measure, to search on, and to train on, of which none
+    has a prompt of the others. Openings of free text, which are not measured here, are left out. Raises EditError where
+    there are too few."""
     bare = [replace(record, generation_prompts=()) for record in records[skip:]]
     if len(bare) < edits + searched:
         raise EditError(
@@ -148,13 +145,10 @@ def compare_editors(
     about: Mapping[str, Mapping[str, Any]],
     progress: Progress = silent,
 ) -> None:
-    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
-    file of a run with the search in it.
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the file
+    of a run with the search in it. about: the names of the data and the model, for each run.
 
-    about: what goes into each run beside what it finds out itself: the data's and the model's names.
-
-    Raises ConfigError for an unknown editor, or a folder with searches or runs of other records, another model or seed,
-    or another number of trials.
+    Raises ConfigError for an unknown editor, or a folder of other records, another model or seed, or other trials.
     """
     for editor in editors:
         find_editor(editor)

@@ -97,15 +97,9 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, seed: int = 0) -> Comparison:
-    """Compares every run with the first.
-
-    Args:
-        runs: names, and runs as `read_run` gives them.
-        seed: of the bootstrap and of the random signs.
-
-    Raises ConfigError: fewer than two runs, a name that is there twice, or a run that shares no outcome with the
-    first.
-    """
+    """Compares every run, as `read_run` gives it, with the first. seed: of the bootstrap and of the random signs.
+    Raises ConfigError for fewer than two runs, a name that is there twice, or a run that shares no outcome with the
+    first."""
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run was given: a comparison takes two or more, the reference first")
     names = [name for name, _ in runs]

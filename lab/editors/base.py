@@ -96,11 +96,9 @@ class Baseline(ABC, Generic[S]):
             self._prepared = True
 
     def edit(self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None) -> EditReport:
-        """Applies edits in one call, and asks for each of them; asking is not in the time that the report gives.
-
-        Raises EditError, with nothing changed, for an edit that cannot be applied; and whatever the method itself
-        raises, with the edits so far in place as they were.
-        """
+        """Applies edits in one call, and asks for each of them, which is not in the time that the report gives. Raises
+        EditError for an edit that cannot be applied, and whatever the method raises, with the edits so far in place as
+        they were."""
         edits = [edits] if isinstance(edits, Edit) else list(edits)
         if not edits:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")

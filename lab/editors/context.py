@@ -167,11 +167,9 @@ def row_means(each: Tensor, spoken: Tensor) -> Tensor:
 def padded_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`.
-
-    The label at a place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token
-    of a target is predicted and not read.
-    """
+    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`. The label at a
+    place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token of a target is
+    predicted and not read."""
     ids, mask = right_pad([[*prompt, *target][:-1] for prompt, target in rows], device=device)
     labels = torch.full(ids.shape, -100)
     for own, (prompt, target) in zip(labels, rows, strict=True):

@@ -163,11 +163,9 @@ class FineTuningL(FineTuning[FineTuningLSettings]):
 def logits_with(
     model: PreTrainedModel, leaves: Mapping[str, Tensor], ids: Tensor, mask: Tensor, **cached: Any
 ) -> Tensor:
-    """`[batch, seq, vocabulary]` of a model with other parameters in the place of some, differentiable in these only.
-
-    leaves: name -> float32 tensor, cast to the precision of the parameter. ids `[batch, seq]`, mask the same, or longer
-    by what is `cached`: the model's own arguments for that.
-    """
+    """`[batch, seq, vocabulary]` of a model with `leaves` in the place of the parameters of their names, cast to their
+    precision; differentiable in these only. ids `[batch, seq]`, mask the same, or longer by what is `cached`: the
+    model's own arguments for that."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     weights |= {name: leaf.to(weights[name].dtype) for name, leaf in leaves.items()}
     given = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **cached}

@@ -36,11 +36,9 @@ def _places(text: str, subject: str) -> list[int]:
 
 
 def _offsets(encoder: Encoder, prompt: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """A text, and the range of its characters that each token of the prompt covers; empty for special tokens.
-
-    The text is the prompt. A tokenizer that gives no offsets is asked for what every number of its tokens reads as;
-    the text is then what all of them read as.
-    """
+    """The prompt, and the range of its characters that each token covers; empty for special tokens. A tokenizer that
+    gives no offsets is asked for what every number of its tokens reads as; the text is then what all of them read
+    as."""
     if encoder.tokenizer.is_fast:
         result = encoder.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
         return prompt, [(int(left), int(right)) for left, right in result]

@@ -205,13 +205,8 @@ def search(
     settings: ValueSettings,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Values:
-    """The offset to the output of the module at `path`, at each subject's last token, that makes the target be said.
-
-    Edits do not see each other: each has an offset and a stop of its own.
-
-    Args:
-        layer: the block that the module at `path` is, or is in.
-    """
+    """The offset to the output of the module at `path`, which block `layer` is or holds, at each subject's last token,
+    that makes the target be said. Edits do not see each other: each has an offset and a stop of its own."""
     spliced = SplicedModel(context.model, context.projection(layer))
     if spliced.steps != CACHED:
         raise UnsupportedModelError(

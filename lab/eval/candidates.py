@@ -99,12 +99,8 @@ def open_editor(
     chat: bool = False,
     progress: Progress = silent,
 ) -> EditedModel:
-    """An editor on a base, nothing edited yet.
-
-    chat: of an editor of the literature, that its prompts are turns of a chat, and its answers end as there.
-
-    Raises ConfigError for an unknown editor or setting.
-    """
+    """An editor on a base, nothing edited yet. chat: prompts of an editor of the literature are turns of a chat, and
+    its answers end as there. Raises ConfigError for an unknown editor or setting."""
     editor = find_editor(name)
     if editor.kind != "baseline":
         return wrap(model, tokenizer, _wise_config(editor, settings))

@@ -55,20 +55,15 @@ def evaluate_harness(
     seed: int = 0,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Runs tasks of the harness on the base and on the edited model.
+    """Runs tasks of the harness on the base and on the edited model, which is handed back as it was.
 
-    Args:
-        model: an edited model; it is handed back as it was.
-        tasks: names of tasks, groups or tags.
-        limit: documents of each task, the first ones; None takes all.
-        include_path: folder of further task files (YAML). They may name Python functions, which the harness runs.
-        batch_size: requests at once.
-        seed: of everything that the harness draws, such as few-shot examples.
-        verbose: lets the harness show its bars and notes, on stderr.
+    include_path: folder of further task files (YAML), which may name Python functions, which the harness runs. limit:
+    documents of each task, the first ones; None takes all. batch_size: requests at once. seed: of everything that the
+    harness draws, such as few-shot examples. verbose: lets the harness show its bars and notes, on stderr.
 
     Returns `results`, a row for every task and metric, ready for JSON: `base` and `edited` with their standard errors
-    (None where the harness has none), their `difference`, how many documents came out otherwise (`changed`), and `p`
-    of the paired permutation test over documents; both None where the metric is not a mean over documents.
+    (None where the harness has none), their `difference`, how many documents came out otherwise (`changed`), and `p` of
+    the paired permutation test over documents; both None where the metric is not a mean over documents.
 
     Raises ConfigError: the harness is not installed, a task that there is not or whose data cannot be loaded, or a
     tokenizer that cannot be made to put a beginning-of-sequence where the base needs it.

@@ -91,13 +91,9 @@ class _Chosen:
 
 
 def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
-    """Asks the probes of the selected records.
-
-    The first `MAX_PROBES` of a record and kind are asked, those left out that ask what fitting used, that must not
-    move and are edited, or that are too long for the context with every answer.
-
-    Raises ConfigError where the model gives NaN.
-    """
+    """Asks the first `MAX_PROBES` of a record and kind, those left out that ask what fitting used, that must not move
+    and are edited, or that are too long for the context with every answer. Raises ConfigError where the model gives
+    NaN."""
     chosen = _choose(prompter, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
     _, answers = _generated(prompter, "conditions", conditions, chosen, base=True)

@@ -83,11 +83,9 @@ class Selection:
 
 
 def select(model: EditedModel, records: Sequence[Record]) -> Selection:
-    """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact.
-
-    Edits that are live or measured count. Where two records share a prompt the later edit is the wanted one, and
-    only it is measured.
-    """
+    """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact; edits
+    that are live or measured count. Where two records share a prompt the later edit is the wanted one, and only it is
+    measured."""
     edits = [*model.edits, *(record.edit for record in records)]
     asked = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
     fitted = asked | {prompt for edit in edits for prompt in edit.locality}

@@ -119,19 +119,11 @@ def measure_quality(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Quality:
-    """Measures the edits of `records` on the model as it now is, edited or not.
+    """Measures the edits of `records` on the model as it now is, edited or not, as `select` chooses what is asked.
+    texts: running text for perplexity. seed: of the sampled text.
 
-    Generalization asks no paraphrase that a live or measured edit was or may have been fitted on. Locality asks no
-    neighbour that asks for an edited fact, whose answer is meant to change. Where two records share a prompt the
-    later edit is the wanted one, and only it is measured.
-
-    Args:
-        texts: running text for perplexity.
-        seed: of the sampled text.
-        progress: called with what is being asked, how much of it is through, and of how much.
-
-    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
-    the model's context; ConfigError where the model gives NaN.
+    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit the
+    model's context; ConfigError where the model gives NaN.
     """
     selection = select(model, records)
     prompter = Prompter(model, progress)

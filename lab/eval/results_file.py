@@ -71,11 +71,9 @@ _REMEDY = "give a file that 'wise eval --output FILE' wrote"
 
 
 def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
-    """The run in a file, every key of `KEYS` there and of its kind.
-
-    Raises ConfigError, naming the file and what to do: it cannot be read, is not JSON (NaN is none either), holds a
-    whole number that is no float, is not a run, or a run of another schema.
-    """
+    """The run in a file, every key of `KEYS` there and of its kind. Raises ConfigError, naming the file and what to do:
+    it cannot be read, is not JSON (NaN is none either), holds a whole number that is no float, is not a run, or of
+    another schema."""
     path = Path(path)
     try:
         run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_int=_whole_number)

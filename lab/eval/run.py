@@ -107,17 +107,12 @@ def evaluate(
     learning: Learning | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Edits a model with the edits of `records`, in their order, and measures all of them at the end.
+    """Edits a model with the edits of `records`, in their order, and measures all of them at the end. The model is
+    handed back as it was.
 
-    The model is handed back as it was.
-
-    Args:
-        editor: a name in `EDITORS`.
-        settings: of the editor: fields of `WiseConfig`, or of its own `Config`.
-        batch: edits per call, as a stream would bring them; None is what the editor's paper does.
-        scope: what else is measured; None measures the records alone.
-        learning: what editors of the literature may learn from.
-        progress: called with what is being done, how much of it is through, and of how much.
+    settings: of the editor: fields of `WiseConfig`, or of its own `Config`. batch: edits per call, as a stream would
+    bring them; None is what the editor's paper does. scope: what else is measured. learning: what editors may learn
+    from.
 
     Raises ConfigError for an unknown editor or a setting out of range; and EditError for an edit or a test prompt that
     the model cannot take.

@@ -50,14 +50,11 @@ def trace(
 ) -> Location:
     """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
 
-    Args:
-        samples: draws of noise per fact.
-        window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
-        name: what the model is called in the result.
-        progress: called with what is being done, how much of it is through, and of how much.
+    samples: draws of noise per fact. window: layers whose feed-forward, or attention, outputs are restored together;
+    None takes 10 of 48. name: what the model is called in the result.
 
-    Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
-    model whose blocks are not known or whose probabilities are no numbers.
+    Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a model
+    whose blocks are not known or whose probabilities are no numbers.
     """
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window

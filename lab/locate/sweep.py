@@ -26,13 +26,9 @@ def sweep(
     layers: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> Sweep:
-    """Edits the model at each layer with all of `records`, measures that, and hands it back as it was.
-
-    The recommended layer is chosen on these records; measure what it is worth on others.
-
-    Args:
-        first: number in their file of the first record, which the result names.
-        layers: the layers to edit; None takes all.
+    """Edits the model at each layer with all of `records`, measures that, and hands it back as it was. The recommended
+    layer is chosen on these records; measure what it is worth on others. first: number of the first record in its file,
+    for the result. layers: those to edit; None takes all.
 
     Raises ConfigError for a layer that there is not, and EditError for a record that the model cannot take.
     """

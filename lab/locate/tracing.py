@@ -81,13 +81,9 @@ def window_layers(layer: int, window: int, depth: int) -> range:
 
 
 def find_known(runner: Runner, encoder: Encoder, facts: Sequence[Fact]) -> list[Known | str]:
-    """Each fact ready to be traced, or why it is not, one of `SKIPPED`.
-
-    The base knows a fact where its greedy continuation begins with the whole answer: where every token of the answer
-    is the likeliest behind those before it, which one forward over prompt and answer says.
-
-    Raises UnsupportedModelError where the model's logits are no numbers.
-    """
+    """Each fact ready to be traced, or why it is not, one of `SKIPPED`. The base knows a fact where every token of the
+    answer is the likeliest behind those before it, which one forward over prompt and answer says. Raises
+    UnsupportedModelError where the model's logits are no numbers."""
     return [_find(runner, encoder, fact) for fact in facts]
 
 

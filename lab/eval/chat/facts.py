@@ -72,11 +72,8 @@ def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[F
 
 def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fact]:
     """Facts of a file in the shape of `everyday.jsonl`, or of a table with these columns; all but prompt and target may
-    be left out. columns: field -> column, where they differ.
-
-    Raises EditError, naming the line, for one that is not usable or has an unknown field. In a table, and with
-    `columns`, what is not used is told to the log.
-    """
+    be left out. columns: field -> column, where they differ. In a table, and with `columns`, what is not used is told
+    to the log. Raises EditError, naming the line, for one that is not usable or has an unknown field."""
     named, found, others = Columns(columns, FIELDS, lists=LISTS), list[Fact](), Counter[str]()
     for file, line, row in each_row(path):
         try:
@@ -95,11 +92,9 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
 
 
 def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
-    """Records of a published set, each with `WORDINGS` of its wordings and neighbours.
-
-    Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
-    prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
-    """
+    """Records of a published set, each with `WORDINGS` of its wordings and neighbours. Its other questions about the
+    subject are those neighbours that name it, and, where the set tells relations apart, prompts of other relations
+    asked of it, which are no wordings of its own relation as well ("X is located in")."""
     prompts: dict[str, list[str]] = {}
     by_relation: dict[str, set[str]] = {}
     for record in records:

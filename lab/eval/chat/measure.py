@@ -101,10 +101,8 @@ class ChatFigures:
 def apply_edits(
     subject: EditedModel, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
 ) -> EditReport:
-    """Makes edits with an editor of `wise.lab.eval.candidates`, in calls as large as its paper has them.
-
-    chat: the templated question stands for the prompt where an editor knows no chats.
-    """
+    """Makes edits in calls as large as the editor's paper has them. chat: the templated question stands for the prompt
+    where an editor knows no chats."""
     size = find_editor(editor).batch or len(edits)
     given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
     reports = []

@@ -68,15 +68,9 @@ def build_routing_set(
     none that names an edited subject where what it asks is not surely something else
     (`wise.lab.eval.routing.relations`).
 
-    Args:
-        records: the edited ones.
-        live: all live edits, those of `records` and any others.
-        pool: records that were not edited, for other subjects and other relations; may be empty.
-        encoder: says what a prompt's tokens are, how many fit, and how a conversation is written.
-        text: running texts; None for the shipped ones.
-        questions: generic questions; None for the shipped ones.
-        per_class: prompts of a class of unit "prompt" at most, spread evenly over the records.
-        max_tokens: tokens of a class of unit "token" at most.
+    records: the edited ones. live: all live edits. pool: records that were not edited, for other subjects and
+    relations. text, questions: running texts and generic questions; None for the shipped ones. per_class: prompts of a
+    class of unit "prompt" at most, spread evenly over the records. max_tokens: tokens of one of unit "token" at most.
 
     Raises ConfigError where no positive or no negative prompt could be built.
     """

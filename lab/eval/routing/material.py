@@ -34,11 +34,9 @@ class Draft:
 
 
 def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, int]]:
-    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those.
-
-    One from each record before a second from any. Where not all records can have one, those that have lie evenly over
-    all of them, so that old and new edits have their share.
-    """
+    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those. One
+    from each record before a second from any; where not all can have one, those that have lie evenly over all of them,
+    so that old and new edits have their share."""
     streams: dict[int, Iterator[str]] = {place: iter(texts) for place, (_, texts) in enumerate(draft.sources)}
     taken: dict[str, tuple[int, int]] = {}
     depth = 0

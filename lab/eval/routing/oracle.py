@@ -132,13 +132,13 @@ class ForcedRouter(HybridRouter):
 def measure_oracle(
     model: WiseModel, records: Sequence[Record], *, progress: Progress = silent
 ) -> dict[str, float | None]:
-    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
+    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place;
+    None where there is no prompt for a figure.
 
-    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
-    far, would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as
-    what is said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no
-    router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
-    where there is no prompt for it.
+    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so far,
+    would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as what is
+    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so it counts as
+    wrong, as it does in what the ceiling stands beside.
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """

@@ -44,12 +44,8 @@ class Scored:
 def score_prompts(
     model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, progress: Progress = silent
 ) -> list[Scored]:
-    """The evidence at the last token of each prompt, or at every token of it.
-
-    name: what `progress` is told.
-
-    Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
-    """
+    """The evidence at the last token of each prompt, or at every token of it. name: what `progress` is told. Raises
+    ConfigError where the model has no live edit, or a prompt has no token or more than the context holds."""
     rows = [prompt_ids(model, text) for text in texts]
     served(model)
 
@@ -65,11 +61,8 @@ def count_flips(
     model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress = silent
 ) -> list[int]:
     """Changes of speaker within the greedy answer to each text, of at most `tokens` tokens: from the last token of the
-    prompt to the last one read in. The answer's own last token is generated and never read, so its route decides
-    nothing.
-
-    Raises ConfigError where no edit is live, or a text does not fit the context.
-    """
+    prompt to the last one read in; the answer's own last token is generated and never read. Raises ConfigError where no
+    edit is live, or a text does not fit the context."""
     prompts = [prompt_ids(model, text, room=1) for text in texts]
 
     def compute(base: PreTrainedModel, part: Sequence[list[int]]) -> list[int]:

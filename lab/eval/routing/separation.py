@@ -82,10 +82,7 @@ def negative_figures(
 
 
 def positive_figures(positive: ScoredClass, slots: Mapping[str, int], *, keys: bool, seed: int) -> dict[str, Any]:
-    """The figures of a class of positives.
-
-    slots: edit -> its slot. keys: whether the router has keys, so that an edit can be nearest.
-    """
+    """slots: edit -> its slot. keys: whether the router has keys, so that an edit can be nearest."""
     pairs = [(prompt.record, scored) for prompt, scored in zip(positive.prompts, positive.scored, strict=True)]
     slot_hits = [scored.slots[-1] == slots[record] for record, scored in pairs if record is not None]
     edit_hits = [scored.edits[-1] == record for record, scored in pairs]

@@ -47,15 +47,11 @@ def _shipped(name: str) -> str:
 
 
 def read_texts(path: str | PathLike[str]) -> list[str]:
-    """The texts of a file, in its order.
+    """The texts of a file, in its order: `.txt` with paragraphs between blank lines, or `.jsonl` with one object per
+    line, whose text is the first of `TEXT_FIELDS` that it has; `.gz` or `.xz` after that where compressed.
 
-    Args:
-        path: `.txt` with paragraphs between blank lines, or `.jsonl` with one object per line, whose text is
-            the first of `TEXT_FIELDS` that it has; `.gz` or `.xz` after that where compressed.
-
-    Raises:
-        EditError: beginning `FILE:LINE:`, for a file that cannot be read, or holds a line that is no such object.
-        ConfigError: for a file of another kind, of another encoding, or without a text.
+    Raises EditError, beginning `FILE:LINE:`, for a file that cannot be read, or holds a line that is no such object;
+    ConfigError for a file of another kind, of another encoding, or without a text.
     """
     path = Path(path)
     kind = path.with_suffix("").suffix if path.suffix.lower() in _PACKED else path.suffix
