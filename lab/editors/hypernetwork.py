@@ -239,38 +239,35 @@ class HyperEditor(WeightEditor[H]):
     def examples(self) -> list[Example]:
         """The training records that the base can read, with what it says to their prompts."""
         order = random.Random(self.settings.seed)
-        records = [record for record in self.context.training if self._readable(record)]
-        if len(records) < LEAST:
+        found = [(record, rows) for record in self.context.training if (rows := self._wordings(record))]
+        if len(found) < LEAST:
             raise ConfigError(
-                f"{self.kind}: the base can read {len(records)} of {len(self.context.training)} training records, at "
+                f"{self.kind}: the base can read {len(found)} of {len(self.context.training)} training records, at "
                 f"least {LEAST} are needed; give others"
             )
-        beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
-        texts = list(dict.fromkeys([*(r.edit.prompt for r in records), *(text for near in beside for text in near)]))
+        beside = [order.sample(r.neighbours, min(UNRELATED, len(r.neighbours))) for r, _ in found]
+        texts = list(dict.fromkeys([*(r.edit.prompt for r, _ in found), *(text for near in beside for text in near)]))
         answers = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
-        results = []
-        for record, near in zip(records, beside, strict=True):
-            edit = record.edit
-            wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-            results.append(
-                Example(
-                    query=EditQuery(row=self.context.row(edit), old=answers[edit.prompt]),
-                    wordings=tuple(self.context.row(edit, wording) for wording in wordings),
-                    unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
-                )
+        return [
+            Example(
+                query=EditQuery(row=rows[0], old=answers[record.edit.prompt]),
+                wordings=rows,
+                unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
             )
-        return results
+            for (record, rows), near in zip(found, beside, strict=True)
+        ]
 
-    def _readable(self, record: Record) -> bool:
-        """Whether the base can read the record's edit and say its target within its context."""
-        try:
-            self.encoder.check(record.edit)
-        except EditError:
-            return False
+    def _wordings(self, record: Record) -> tuple[TokenRow, ...]:
+        """The record's target behind each of its wordings, its own prompt first; empty where the base cannot read them
+        all, or say the target, within its context."""
         edit = record.edit
-        wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-        longest = max(len(prompt) + len(target) for prompt, target in (self.context.row(edit, w) for w in wordings))
-        return longest <= self.encoder.context
+        try:
+            self.encoder.check(edit)
+        except EditError:
+            return ()
+        rows = tuple(self.context.row(edit, text) for text in (edit.prompt, *edit.paraphrases, *record.paraphrases))
+        fits = max(len(prompt) + len(target) for prompt, target in rows) <= self.encoder.context
+        return rows if fits else ()
 
     def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What the model, as it now is, says to prompts; the token that stopped it included."""

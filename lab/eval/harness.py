@@ -70,7 +70,7 @@ def evaluate_harness(
     """
     check_request(tasks, include_path)
     harness, language_models, managers = _harness()
-    with model.evaluating(), _unlimited(model), _contained(harness, verbose):
+    with model.evaluating(), _contained(model, harness, verbose):
         manager = task_manager(managers, tasks, include_path)
         answering = language_models.HFLM(
             pretrained=model.model,
@@ -165,23 +165,11 @@ def task_manager(managers: ModuleType, tasks: Sequence[str], include_path: str |
 
 
 @contextmanager
-def _unlimited(model: WiseModel) -> Iterator[None]:
-    """How much is generated is the task's to say; transformers puts a limit of the model's own before it."""
-    generation = model.model.generation_config
+def _contained(model: WiseModel, harness: ModuleType, verbose: bool) -> Iterator[None]:
+    """Random state, loggers and warnings are afterwards as before; stdout gets nothing, stderr what is asked for. How
+    much is generated is the task's to say; transformers puts a limit of the model's own before it."""
+    generation: Any = model.model.generation_config
     limit = getattr(generation, "max_new_tokens", None)
-    if generation is None or limit is None:
-        yield
-        return
-    generation.max_new_tokens = None
-    try:
-        yield
-    finally:
-        generation.max_new_tokens = limit
-
-
-@contextmanager
-def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
-    """Random state, loggers and warnings are afterwards as before; stdout gets nothing, stderr what is asked for."""
     drawn, numbers = random.getstate(), np.random.get_state()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -195,12 +183,16 @@ def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             stack.enter_context(redirect_stderr(io.StringIO()))
         try:
+            if limit is not None:
+                generation.max_new_tokens = None
             for logger in loggers if not verbose else ():
                 logger.setLevel(logging.ERROR)
             for name in programs:
                 setattr(evaluator, name, lambda *_: None)
             yield
         finally:
+            if limit is not None:
+                generation.max_new_tokens = limit
             for name, program in programs.items():
                 setattr(evaluator, name, program)
             for logger, level in zip(loggers, levels, strict=True):

@@ -363,12 +363,8 @@ def _chat(material: Material, relation: Draft) -> Draft:
     other."""
     talk = material.conversation
     generic = [talk.text(question) for question in material.questions]
-
-    def told(texts: Iterable[str]) -> Iterator[str]:
-        return (talk.text(text) for text in texts)
-
     related = choose(
-        replace(relation, sources=[(record, told(texts)) for record, texts in relation.sources]),
+        replace(relation, sources=[(record, map(talk.text, texts)) for record, texts in relation.sources]),
         cap=max(material.per_class // 2, material.per_class - len(generic)),
         accept=material.fits,
     )
