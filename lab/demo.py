@@ -16,7 +16,7 @@ from wise.edits import Record
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
-from wise.lab.eval.routing import gate_ratios
+from wise.lab.eval.routing.scores import gate_ratios
 from wise.lab.eval.run import Evaluation
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
 from wise.model import wrap

@@ -83,7 +83,12 @@ def evaluate_harness(
             base = _run(harness, answering, tasks, manager, limit, seed)
         edited = _run(harness, answering, tasks, manager, limit, seed)
     return {
-        "results": [_row(task, key, base, edited, seed) for task, key in _keys(base)],
+        "results": [
+            _row(task, key, base, edited, seed)
+            for task, entries in base["results"].items()
+            for key, value in entries.items()  # `metric,filter` of every figure
+            if key not in ENTRIES and "_stderr" not in key and _number(value) is not None
+        ],
         "edits": len(model.edits),
         "limit": limit,
         "seed": seed,
@@ -215,14 +220,6 @@ def _run(
             "with files of their own (dataset_path: json, data_files) by include_path"
         ) from error
     return results
-
-
-def _keys(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Task and `metric,filter` of every figure."""
-    for task, entries in found["results"].items():
-        for key, value in entries.items():
-            if key not in ENTRIES and "_stderr" not in key and _number(value) is not None:
-                yield task, key
 
 
 def _row(task: str, key: str, base: Mapping[str, Any], edited: Mapping[str, Any], seed: int) -> dict[str, Any]:

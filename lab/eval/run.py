@@ -118,15 +118,18 @@ def evaluate(
     the model cannot take.
     """
     scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
-    _check(scope, editor)
-    batch = batch or find_editor(editor).batch
+    spec = find_editor(editor)
+    if scope.routing and spec.kind != "memory":
+        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
+    if scope.retention and not spec.edits:
+        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
     subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
-    stream = _Stream(subject, [record.edit for record in records], batch, progress)
+    stream = _Stream(subject, [record.edit for record in records], batch or spec.batch, progress)
     try:
         about = _about(subject, tokenizer, config)
-        retention = _stream(stream, records, scope) if find_editor(editor).edits else []
+        retention = _stream(stream, records, scope) if spec.edits else []
         quality = measure_quality(subject, records, texts=scope.texts, seed=config["seed"], progress=progress)
         routing = _routing(subject, records, scope, progress) if scope.routing else None
         return Evaluation(
@@ -184,20 +187,8 @@ class _Stream:
 
 def stops(edits: int) -> list[int]:
     """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
-    results = {edits}
-    power = 1
-    while power <= edits:
-        results.update(power * stop for stop in STOPS if power * stop <= edits)
-        power *= 10
-    return sorted(results)
-
-
-def _check(scope: Scope, editor: str) -> None:
-    chosen = find_editor(editor)
-    if scope.routing and chosen.kind != "memory":
-        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
-    if scope.retention and not chosen.edits:
-        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
+    found = (stop * 10**power for power in range(len(str(edits))) for stop in STOPS)
+    return sorted({edits, *(count for count in found if count <= edits)})
 
 
 def _about(subject: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
