@@ -49,9 +49,6 @@ def code(value: object) -> str:
     return f"`{value}`"
 
 
-# -- settings ---------------------------------------------------------------------------------
-
-
 def field_docs(cls: type) -> dict[str, str]:
     """The docstring behind each field of a class."""
     (body,) = (node.body for node in ast.parse(textwrap.dedent(inspect.getsource(cls))).body if hasattr(node, "body"))
@@ -82,9 +79,6 @@ def service_settings() -> str:
     return table(("Setting", "Environment", "Default", "Meaning"), rows)
 
 
-# -- commands ---------------------------------------------------------------------------------
-
-
 def subcommands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Each command with its full name, groups before what is in them."""
     yield name, command
@@ -108,9 +102,6 @@ def commands() -> str:
         rows = [described(p) for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
         parts.append(table(("Option", "Default", "Meaning"), rows))
     return "\n\n".join(filter(None, parts))
-
-
-# -- HTTP -------------------------------------------------------------------------------------
 
 
 def openapi() -> dict[str, Any]:
@@ -185,9 +176,6 @@ def http_schemas() -> str:
         parts.append(inspect.cleandoc(schema.get("description", "")))
         parts.append(table(("Field", "Type", "Default", "Meaning"), rows))
     return "\n\n".join(filter(None, parts))
-
-
-# -- models, changelog ------------------------------------------------------------------------
 
 
 def tried_models() -> dict[str, Any]:

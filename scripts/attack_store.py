@@ -108,9 +108,6 @@ def refused(work: Callable[[], object], what: str) -> None:
     raise AttackError(f"{what} was accepted")
 
 
-# -- C 1 --------------------------------------------------------------------------------------
-
-
 def c01_flips(folder: Path) -> str:
     """A bit that is flipped in any file must be found, or change nothing; the checker must not crash."""
     source, copy = folder / "source", folder / "copy"
@@ -168,8 +165,6 @@ def c01_rewritten(folder: Path) -> str:
     shutil.copytree(folder / "source", folder / "short")
     with Store.open(folder / "source") as store:
         store.enqueue([edit("e")])
-        if not hasattr(store, "anchor"):
-            raise AttackError("there are no anchors")
         anchor = store.anchor()
     with Store.open(folder / "anew") as store:
         for number in range(10):
@@ -178,9 +173,6 @@ def c01_rewritten(folder: Path) -> str:
         if problems(folder / name) or not problems(folder / name, anchor=anchor):
             raise AttackError(f"{name}: not found by the anchor")
     return "found: shortened, rewritten"
-
-
-# -- C 2 to 5 ---------------------------------------------------------------------------------
 
 
 def c02_two_writers(folder: Path) -> str:
@@ -236,8 +228,6 @@ def c04_copies(folder: Path) -> str:
     try:
         for number in range(8):
             with Store.open(folder / "store", writer=False) as store:
-                if not hasattr(store, "backup"):
-                    raise AttackError("there are no backups")
                 store.backup(folder / str(number))
             if found := problems(folder / str(number)):
                 raise AttackError(f"backup {number} is not whole: {found[0]}")
@@ -272,9 +262,6 @@ def c05_many_tickets(folder: Path) -> str:
     if spent > SLOWEST or checks[1] > checks[0] / 2:
         raise AttackError(seen)
     return seen
-
-
-# -- C 6, 8, 9, 10: memories and packs from elsewhere -----------------------------------------
 
 
 def memory(folder: Path) -> Path:
@@ -369,12 +356,9 @@ def c08_shown(folder: Path) -> str:
         "UPDATE tickets SET verified = '{\"loss\": NaN, \"answer\": \"\\ud800\"}' WHERE number = 3",
     )
     with Store.open(folder / "store", writer=False) as store:
-        try:
-            shown = [EditView.of(ticket, {}).model_dump_json() for ticket in store.journal.tickets()]
-            for text in shown:
-                json.dumps(json.loads(text), allow_nan=False, ensure_ascii=False).encode()
-        except Exception as error:
-            raise AttackError(f"a raw {type(error).__name__}: {str(error)[:100]}") from error
+        shown = [EditView.of(ticket, {}).model_dump_json() for ticket in store.journal.tickets()]
+        for text in shown:
+            json.dumps(json.loads(text), allow_nan=False, ensure_ascii=False).encode()
     return f"{len(shown)} edits listed"
 
 
@@ -433,9 +417,6 @@ def _load_within(folder: Path, what: str) -> None:
         raise AttackError(f"{what}: not refused within {PATIENCE} s")
 
 
-# -- C 7, 11 ----------------------------------------------------------------------------------
-
-
 def c07_erasure(folder: Path) -> str:
     """What is erased must be in no file, as text or as numbers."""
     from wise.memory.store.edit_request import EditRequest
@@ -450,8 +431,6 @@ def c07_erasure(folder: Path) -> str:
         values = next(s for s in slots if s.edit_ids == ("secret",)).tensors()["values"].numpy().tobytes()
         store.delete(["secret"], reason="Kierkegaard")
         store.gc(keep=1)
-        if not hasattr(store, "erase"):
-            raise AttackError(f"there is no erasure; {len(_said(folder, words, values))} words are still there")
         store.erase(["secret"])
         if store.check().problems:
             raise AttackError("the store is not whole after it")
@@ -469,9 +448,6 @@ def _said(folder: Path, words: tuple[str, ...], values: bytes) -> list[str]:
     }
     found = [word for word, forms in spelled.items() if any(form in each for form in forms for each in data)]
     return found + (["values"] if any(values in each for each in data) else [])
-
-
-# -- B 8 --------------------------------------------------------------------------------------
 
 
 def b08_clock(folder: Path) -> str:

@@ -239,12 +239,8 @@ def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | in
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out).eval()
     taught = [(t.format(f.subject), f.object) for f, t in lessons(facts)]
-    unseen = [
-        (t.format(f.subject), f.object)
-        for f in facts
-        for t in load_templates()[f.relation].train
-        if is_unseen_pair(f, t)
-    ]
+    pairs = [(f, t) for f in facts for t in load_templates()[f.relation].train]
+    unseen = [(t.format(f.subject), f.object) for f, t in pairs if is_unseen_pair(f, t)]
     free = [(p, f.object) for f in facts for p in held_out_prompts(f)]
     never = [(p, f.object) for f in load_facts("test") for p in train_prompts(f)]
     some = random.Random(seed).sample(taught, min(1000, len(taught)))

@@ -99,8 +99,6 @@ class HyperEditor(WeightEditor[H]):
         self.network: Any = None
         """The hypernetwork, a float32 module; None until `prepare`."""
 
-    # -- what an editor of this kind is --------------------------------------------------------
-
     @abstractmethod
     def _build(self) -> nn.Module:
         """An untrained hypernetwork; torch's random numbers are seeded when this is called."""
@@ -128,8 +126,6 @@ class HyperEditor(WeightEditor[H]):
     def _stepped(self, locality: float) -> None:
         """After a step, with the mean KL that it saw."""
 
-    # -- kept ----------------------------------------------------------------------------------
-
     def _prepare(self) -> None:
         self.network = self.untrained()
         self.network.load_state_dict(self.context.cached(self.kind, self._key(), self._trained))
@@ -154,8 +150,6 @@ class HyperEditor(WeightEditor[H]):
             "ends": [list(self.encoder.bos), list(self.encoder.terminator)],
             "records": hashlib.sha256(records.encode()).hexdigest(),
         }
-
-    # -- training ------------------------------------------------------------------------------
 
     def _trained(self) -> dict[str, Tensor]:
         """Trains, and returns the weights that did best on held-out records."""
@@ -272,8 +266,6 @@ class HyperEditor(WeightEditor[H]):
     def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What the model, as it now is, says to prompts; the token that stopped it included."""
         return greedy(self.model, prompts, stops=self.encoder.stops, max_new_tokens=ANSWER_TOKENS)
-
-    # -- editing -------------------------------------------------------------------------------
 
     def queries(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""

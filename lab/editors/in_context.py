@@ -88,8 +88,6 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         """Texts -> `[texts, e]` of norm 1: the sentence encoder as it is published, loaded at the first text."""
         return published_encoder().read
 
-    # -- what is read -------------------------------------------------------------------------
-
     def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Each prompt behind what it may be about; the very same ids where that is nothing."""
         decode = self.encoder.tokenizer.decode
@@ -158,8 +156,6 @@ class InContext(Baseline[InContextSettings], WholePrompts):
             return f"{fact} {self._sentence(record.neighbours[0], record.answer)}"
         wording = record.paraphrases[0] if kind == "update" and record.paraphrases else record.edit.prompt
         return f"{fact} {self._sentence(wording, record.edit.target)}"
-
-    # -- an editor like any other -------------------------------------------------------------
 
     def _prepare(self) -> None:
         records = self.context.training if self.settings.demonstrations else ()

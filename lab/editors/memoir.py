@@ -159,8 +159,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         self._prefixes: list[str] = []
         self._hook = context.model.register_forward_pre_hook(self._announce, with_kwargs=True)
 
-    # -- where prompts end --------------------------------------------------------------------
-
     @contextmanager
     def reading(self, lengths: Sequence[int]) -> Iterator[None]:
         self._lengths = list(lengths)
@@ -195,8 +193,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         self._hook.remove()
         return super().unwrap()
 
-    # -- once per base ------------------------------------------------------------------------
-
     def _prepare(self) -> None:
         prompts = [record.edit.prompt for record in self.context.training[:UNRELATED]]
         about: dict[str, Any] = {"path": self.layer.path, "prompts": prompts}
@@ -223,8 +219,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         """`[1, f]` float64."""
         activation, _ = self.layer.seen(self.model, prompt)
         return prompt_means(activation, torch.ones(1, len(prompt), dtype=torch.bool))
-
-    # -- editing ------------------------------------------------------------------------------
 
     def _write(self, edit: Edit) -> Applied:
         layer = self.layer
@@ -260,8 +254,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         finally:
             self.layer.writing = None
         return part.detach(), Applied(steps=steps, loss=float(losses[0].detach()))
-
-    # -- what is kept -------------------------------------------------------------------------
 
     @property
     def memory_bytes(self) -> int:

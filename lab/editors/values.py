@@ -93,9 +93,6 @@ class SubjectEditor(WeightEditor[V]):
         self.prefixes = sampled_prefixes(self.context, self.settings)
 
 
-# -- contexts -------------------------------------------------------------------------------------
-
-
 def sampled_prefixes(context: EditingContext, settings: ValueSettings) -> tuple[str, ...]:
     """Short texts in the base's own words, the same for the same seed. The base must be in place."""
     if not settings.prefixes:
@@ -136,9 +133,6 @@ def contexts_of(context: EditingContext, edit: Edit, prefixes: Sequence[str]) ->
     ids, spans = encoder.prompt(text), subject_spans(encoder, text, edit.subject or "")
     essence = (ids, spans[0][1] - 1) if spans and len(ids) < encoder.context else None
     return Contexts(rows=tuple(rows), places=tuple(places), essence=essence)
-
-
-# -- reading --------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -192,9 +186,6 @@ def _hooked(
 ) -> AbstractContextManager[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
     return hooked((model.get_submodule(path), lambda _, *seen, path=path: hook(path, *seen)) for path in paths)
-
-
-# -- the search -----------------------------------------------------------------------------------
 
 
 def search(
