@@ -139,11 +139,6 @@ class HyperEditor(WeightEditor[H]):
 
     def _key(self) -> dict[str, Any]:
         """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
-        if len(self.context.training) < LEAST:
-            raise ConfigError(
-                f"{self.kind} must train a hypernetwork first and was given {len(self.context.training)} training "
-                f"records: give at least {LEAST} (some hundred are wanted) that are not edited"
-            )
         records = json.dumps([record.to_dict() for record in self.context.training])
         return {
             "settings": self.settings.to_dict(),
@@ -236,8 +231,9 @@ class HyperEditor(WeightEditor[H]):
         found = [(record, rows) for record in self.context.training if (rows := self._wordings(record))]
         if len(found) < LEAST:
             raise ConfigError(
-                f"{self.kind}: the base can read {len(found)} of {len(self.context.training)} training records, at "
-                f"least {LEAST} are needed; give others"
+                f"{self.kind} must train a hypernetwork first, and the base can read {len(found)} of "
+                f"{len(self.context.training)} training records: give at least {LEAST} (some hundred are wanted) that "
+                "are not edited"
             )
         beside = [order.sample(r.neighbours, min(UNRELATED, len(r.neighbours))) for r, _ in found]
         texts = list(dict.fromkeys([*(r.edit.prompt for r, _ in found), *(text for near in beside for text in near)]))

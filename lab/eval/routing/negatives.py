@@ -43,17 +43,6 @@ MENTIONS = (
 )
 
 
-def running_text_draft(material: Material) -> Draft:
-    """Passages in an order drawn by the seed, cut where they are longer than the context, until the tokens are used."""
-    return Draft(
-        name="running_text",
-        about=f"Passages of running text that name no edited subject, at most {material.max_tokens} tokens.",
-        sources=[(None, pieces) for pieces in _passages(material)],
-        why_empty="no running text is left that names no edited subject",
-        unit="token",
-    )
-
-
 def _passages(material: Material) -> Iterator[list[str]]:
     left = material.max_tokens
     for text in material.texts:
@@ -95,19 +84,6 @@ def _beginning(material: Material, text: str, room: int) -> str:
         else:
             high = middle - 1
     return " ".join(parts[:low])
-
-
-def long_context_draft(material: Material) -> Draft:
-    """The documents of records that lie evenly over all, until the tokens are used."""
-    room = min(LONG, 3 * material.encoder.context // 4)
-    return Draft(
-        name="long_context",
-        about=f"Running text of up to {room} tokens that names the edited subject in a sentence which says nothing "
-        f"about it, and ends with a generic question; at most {material.max_tokens} tokens in all.",
-        sources=_documents(material, room),
-        why_empty="no record has a subject, no running text or no question is left, or nothing fits the context",
-        unit="token",
-    )
 
 
 def _documents(material: Material, room: int) -> list[Source]:
@@ -186,18 +162,6 @@ class Names:
             yield self.names[place]
 
 
-def same_relation_draft(material: Material) -> Draft:
-    """Neighbours of the data, or else other records of the same relation."""
-    others = _by_relation(material, material.pool)
-    return Draft(
-        name="same_relation",
-        about="What was edited, asked of other subjects: neighbours from the data in a wording of the edit's relation, "
-        "or where a record has none, prompts of records that were not edited and have the same relation.",
-        sources=[(record.edit.id, tuple(_same_relation(material, record, others))) for record in material.records],
-        why_empty="no record has a neighbour of its own relation, and no record that was not edited shares one",
-    )
-
-
 def _same_relation(material: Material, record: Record, others: dict[str, list[Record]]) -> Iterator[str]:
     asked = material.relations.asked(record.edit, record.paraphrases)
     neighbours = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
@@ -226,20 +190,6 @@ def _by_relation(material: Material, records: Sequence[Record]) -> dict[str, lis
         if relation is not None:
             results[relation].append(record)
     return results
-
-
-def same_subject_draft(material: Material) -> Draft:
-    """Probes of the data, or else the templates of other relations with this subject put in."""
-    templates = {name: material.relations.templates(name) for name in material.relations.names}
-    usual = _usual_company(material)
-    return Draft(
-        name="same_subject",
-        about="Something else about the edited subject: questions from the data, or else prompts of other relations, "
-        "those that it asks of like subjects where it shows which, with this subject put in. Relations that share a "
-        "wording or a matter with an edit of the subject are left out.",
-        sources=[(record.edit.id, _same_subject(material, record, templates, usual)) for record in material.records],
-        why_empty="no record has a subject, or no other relation is surely apart from the edited one",
-    )
 
 
 def _same_subject(
@@ -318,18 +268,6 @@ def _usual_company(material: Material) -> dict[str, list[str]]:
     }
 
 
-def near_duplicate_draft(material: Material) -> Draft:
-    """The prompt with another name in the place of its subject, one that looks like it."""
-    of_relation = {relation: Names(subjects) for relation, subjects in _subjects(material).items()}
-    return Draft(
-        name="near_duplicate",
-        about="The edited prompt with its subject replaced by the other subject of the relation, in records or "
-        "neighbours, that shares most of its runs of three letters.",
-        sources=[(record.edit.id, _near_duplicates(material, record, of_relation)) for record in material.records],
-        why_empty="no record has a subject, or no other name is near one",
-    )
-
-
 def _near_duplicates(material: Material, record: Record, of_relation: dict[str, Names]) -> Iterator[str]:
     subject, asked = record.edit.subject, material.relations.asked(record.edit, record.paraphrases)
     if subject is None or asked.relation is None:
@@ -340,7 +278,18 @@ def _near_duplicates(material: Material, record: Record, of_relation: dict[str, 
 
 
 def negative_drafts(material: Material) -> list[Draft]:
-    relation = same_relation_draft(material)
+    """All negative classes, in the order of the report."""
+    others, usual = _by_relation(material, material.pool), _usual_company(material)
+    templates = {name: material.relations.templates(name) for name in material.relations.names}
+    of_relation = {relation: Names(subjects) for relation, subjects in _subjects(material).items()}
+    room = min(LONG, 3 * material.encoder.context // 4)
+    same_relation = Draft(
+        name="same_relation",
+        about="What was edited, asked of other subjects: neighbours from the data in a wording of the edit's relation, "
+        "or where a record has none, prompts of records that were not edited and have the same relation.",
+        sources=[(record.edit.id, tuple(_same_relation(material, record, others))) for record in material.records],
+        why_empty="no record has a neighbour of its own relation, and no record that was not edited shares one",
+    )
     return [
         Draft(
             name="generic",
@@ -348,12 +297,38 @@ def negative_drafts(material: Material) -> list[Draft]:
             sources=[(None, [question]) for question in material.questions],
             why_empty=NO_QUESTIONS,
         ),
-        relation,
-        same_subject_draft(material),
-        near_duplicate_draft(material),
-        running_text_draft(material),
-        long_context_draft(material),
-        _chat(material, relation),
+        same_relation,
+        Draft(
+            name="same_subject",
+            about="Something else about the edited subject: questions from the data, or else prompts of other "
+            "relations, those that it asks of like subjects where it shows which, with this subject put in. Relations "
+            "that share a wording or a matter with an edit of the subject are left out.",
+            sources=[(r.edit.id, _same_subject(material, r, templates, usual)) for r in material.records],
+            why_empty="no record has a subject, or no other relation is surely apart from the edited one",
+        ),
+        Draft(
+            name="near_duplicate",
+            about="The edited prompt with its subject replaced by the other subject of the relation, in records or "
+            "neighbours, that shares most of its runs of three letters.",
+            sources=[(record.edit.id, _near_duplicates(material, record, of_relation)) for record in material.records],
+            why_empty="no record has a subject, or no other name is near one",
+        ),
+        Draft(
+            name="running_text",
+            about=f"Passages of running text that name no edited subject, at most {material.max_tokens} tokens.",
+            sources=[(None, pieces) for pieces in _passages(material)],
+            why_empty="no running text is left that names no edited subject",
+            unit="token",
+        ),
+        Draft(
+            name="long_context",
+            about=f"Running text of up to {room} tokens that names the edited subject in a sentence which says nothing "
+            f"about it, and ends with a generic question; at most {material.max_tokens} tokens in all.",
+            sources=_documents(material, room),
+            why_empty="no record has a subject, no running text or no question is left, or nothing fits the context",
+            unit="token",
+        ),
+        _chat(material, same_relation),
         _multi_turn(material),
     ]
 
