@@ -55,7 +55,7 @@ class Quality:
     """Those of `MEASURES`, locality last, and then those of probes."""
     counterfact: Mapping[str, Any] | None = None
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Kind -> figures, see `wise.lab.eval.probing.ProbeFindings`."""
+    """Kind -> figures, see `wise.lab.eval.probing.measure_probes`."""
     instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
     """MQuAKE's (Zhong et al. 2023). `edit_wise`: over records that belong to one of `n` groups, the share of edits that
     are recalled. `instance_wise`: over probes of `single_hops`, the share of cases of which all single facts are,
@@ -132,12 +132,12 @@ def measure_quality(
     with model.evaluating():
         edits = _ask_about(prompter, about)
         outcomes = (*edits, *_ask_beside(prompter, beside))
-        probes = measure_probes(prompter, selection)
+        probes, probed = measure_probes(prompter, selection)
         return Quality(
-            outcomes=(*outcomes, *probes.outcomes),
+            outcomes=(*outcomes, *probed),
             counterfact=measure_probability(prompter, compared),
-            probes=probes.figures,
-            instances=_instances(records, edits, probes.figures),
+            probes=probes,
+            instances=_instances(records, edits, probes),
             fluency=measure_fluency(prompter, openings(prompter, selection.tested), seed=seed),
             perplexity=measure_perplexity(prompter, texts or ()),
         )
