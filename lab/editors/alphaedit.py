@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from wise.lab.editors.statistics import prepared_moments
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditSettings(MultiLayerSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "window": ((0.0, 0.35), (0.0, 0.5), (0.2, 0.5)),
         "free_share": (0.02, 0.1, 0.3),
         "damping": (0.003, 0.03, 0.1),

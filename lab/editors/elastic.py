@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ FISHER = "fisher"
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningEWCSettings(FineTuningSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "strength": (1e2, 1e3, 1e4, 1e5),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),

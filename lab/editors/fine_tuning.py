@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ class FineTuningSettings(LayerSettings):
 class FineTuningLSettings(FineTuningSettings):
     """The paper has 25 steps at 5e-4 and epsilon 5e-4 for GPT-2 XL, and found both by search; so are these."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "norm_constraint": (5e-4, 5e-3, 1e-2, 2e-2),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
@@ -72,7 +72,7 @@ class FineTuningLSettings(FineTuningSettings):
 class FineTuningMSettings(FineTuningSettings):
     """EasyEdit has 25 steps at 5e-4 and no constraint, at about two thirds of the depth."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "norm_constraint": (None, 5e-3, 1e-2, 2e-2),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),

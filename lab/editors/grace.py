@@ -24,9 +24,8 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +43,7 @@ SAME = 1e-4
 class GraceSettings(LayerSettings):
     """The released code's for language models: 100 steps of 1.0, a block three quarters up; its radius is 1."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "epsilon": (0.3, 0.5, 0.6, 0.7),
         "learning_rate": (0.1, 0.3, 1.0),
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),

@@ -20,12 +20,12 @@ Where this departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ CHAT_FACTS = "Answer by these facts where they apply:"
 class InContextSettings(Settings):
     """How many edits are read, and from which likeness on."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "facts": (1, 3),
         "threshold": (0.6, 0.7, 0.8),
         "demonstrations": (0, 8),

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ FIRST = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeEditorSettings(HyperSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "margin": (0.01, 0.1, 0.3),
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "blocks": (1, 3),

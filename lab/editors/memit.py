@@ -14,9 +14,7 @@ edit; calls one after the other edit sequentially. Where a block norms what its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,7 +26,7 @@ from wise.lab.editors.statistics import factored, prepared_moments
 
 @dataclass(frozen=True, kw_only=True)
 class MemitSettings(MultiLayerSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "window": ((0.0, 0.35), (0.0, 0.5), (0.2, 0.5)),
         "moment_weight": (0.1, 0.3, 1.0),
         "learning_rate": (0.1, 0.3, 0.5),

@@ -27,10 +27,10 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -58,7 +58,7 @@ SILENT = -1
 class MemoirSettings(LayerSettings):
     """The released code's for LLaMA-3, in shares where it gives numbers; but tau, which is 0.4 there."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "tau": (0.4, 0.5, 0.6, 0.7),
         "learning_rate": (1.0, 3.0, 10.0),
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),

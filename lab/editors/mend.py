@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ SMALL = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class MendSettings(HyperSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "edit_weight": (0.1, 0.3, 1.0),
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "blocks": (1, 3),

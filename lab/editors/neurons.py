@@ -30,11 +30,11 @@ Where this departs, since it was written for a masked model with answers of one 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ SHARE_STEP = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeNeuronsSettings(Settings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "threshold": (0.1, 0.2, 0.3),
         "most": (5, 10, 20),
         "new_scale": (2.0, 4.0, 8.0),

@@ -15,9 +15,9 @@ every edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, r
 
 @dataclass(frozen=True, kw_only=True)
 class RomeSettings(MomentSettings, ValueSettings, LayerSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "layer_fraction": (0.0, 0.2, 0.35, 0.5),
         "learning_rate": (0.1, 0.3, 0.5),
         "clamp": (4.0, 8.0, 16.0),
