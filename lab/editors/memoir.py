@@ -200,8 +200,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
         result = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
         self.layer.usual = result["usual"].to(self.layer.usual)
-        if self.settings.contexts:
-            self._prefixes = self.context.beginnings(self.settings.contexts, seed=self.settings.seed)
+        self._prefixes = self.context.beginnings(self.settings.contexts, seed=self.settings.seed)
 
     def _usual(self, prompts: Sequence[str]) -> Tensor:
         """`[f]` float64: the mean over unrelated prompts of their mean activations."""
