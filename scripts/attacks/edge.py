@@ -44,10 +44,7 @@ def b05_idle_connections(service: Service) -> str:
     with ExitStack() as opened:
         idle = []
         for number in range(1_100):
-            try:
-                idle.append(opened.enter_context(connection(service)))
-            except OSError as error:
-                raise AttackError(f"connection {number}: {error}") from error
+            idle.append(opened.enter_context(connection(service)))
             if number % 2:
                 with suppress(OSError):
                     idle[-1].sendall(b"POST /v1/edits HTTP/1.1\r\nHost: x\r\n")  # and never an end of the head
