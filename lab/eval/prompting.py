@@ -171,16 +171,17 @@ class Prompter:
 
     def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
         """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
-        if base or not isinstance(self.model, WholePrompts):
-            return [list(prompt) for prompt in prompts]
-        return self.model.given(prompts)
+        return self._whole(base).given(prompts)
+
+    def _whole(self, base: bool) -> WholePrompts:
+        return self.model if isinstance(self.model, WholePrompts) and not base else WholePrompts()
 
     def _read(self, model: PreTrainedModel, part: Sequence[PromptRow], *, base: bool) -> list[Tensor]:
         """`logits` of rows, of which an editor that looks at whole prompts is told where these end."""
-        given = self.given([row.prompt for row in part], base=base)
+        whole = self._whole(base)
+        given = whole.given([row.prompt for row in part])
         rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]
-        whole = self.model if isinstance(self.model, WholePrompts) and not base else None
-        with nullcontext() if whole is None else whole.reading([len(row.prompt) for row in rows]):
+        with whole.reading([len(row.prompt) for row in rows]):
             return logits(model, rows)
 
     def mapped(
