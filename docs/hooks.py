@@ -36,8 +36,8 @@ ATTACKS_FILE = ROOT / "docs/results/service.json"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    """A Markdown table."""
-    lines = [head, tuple("---" for _ in head), *rows]
+    """A Markdown table; nothing without rows."""
+    lines = [head, tuple("---" for _ in head), *rows] if rows else []
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
@@ -47,9 +47,6 @@ def one_line(text: str | None) -> str:
 
 def code(value: object) -> str:
     return f"`{value}`"
-
-
-# -- settings ---------------------------------------------------------------------------------
 
 
 def field_docs(cls: type) -> dict[str, str]:
@@ -82,9 +79,6 @@ def service_settings() -> str:
     return table(("Setting", "Environment", "Default", "Meaning"), rows)
 
 
-# -- commands ---------------------------------------------------------------------------------
-
-
 def subcommands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
     """Each command with its full name, groups before what is in them."""
     yield name, command
@@ -106,12 +100,8 @@ def commands() -> str:
         parts.append(f"## `{name}`" if name.count(" ") < 2 else f"### `{name}`")
         parts.append(inspect.cleandoc(command.help or "").replace("\f", ""))
         rows = [described(p) for p in command.params if p.name != "help" and not getattr(p, "hidden", False)]
-        if rows:
-            parts.append(table(("Option", "Default", "Meaning"), rows))
-    return "\n\n".join(parts)
-
-
-# -- HTTP -------------------------------------------------------------------------------------
+        parts.append(table(("Option", "Default", "Meaning"), rows))
+    return "\n\n".join(filter(None, parts))
 
 
 def openapi() -> dict[str, Any]:
@@ -144,8 +134,7 @@ def operation(method: str, path: str, spec: dict[str, Any]) -> str:
         (code(p["name"]), p["in"], type_of(p["schema"]), one_line(p.get("description")))
         for p in spec.get("parameters", ())
     ]
-    if rows:
-        parts.append(table(("Parameter", "In", "Type", "Meaning"), rows))
+    parts.append(table(("Parameter", "In", "Type", "Meaning"), rows))
     if "requestBody" in spec:
         parts.append(f"Body: {body_of(spec['requestBody']['content'])}.")
     answers = [
@@ -155,7 +144,7 @@ def operation(method: str, path: str, spec: dict[str, Any]) -> str:
     ]
     errors = [code(status) for status in sorted(spec["responses"]) if status >= "400"]
     parts.append(f"Returns {', '.join(answers)}." + (f" Errors: {', '.join(errors)}." if errors else ""))
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(filter(None, parts))
 
 
 def http_routes() -> str:
@@ -185,12 +174,8 @@ def http_schemas() -> str:
             rows.append((code(field), type_of(spec), shown, one_line(spec.get("description"))))
         parts.append(f"### {name}")
         parts.append(inspect.cleandoc(schema.get("description", "")))
-        if rows:
-            parts.append(table(("Field", "Type", "Default", "Meaning"), rows))
-    return "\n\n".join(part for part in parts if part)
-
-
-# -- models, changelog ------------------------------------------------------------------------
+        parts.append(table(("Field", "Type", "Default", "Meaning"), rows))
+    return "\n\n".join(filter(None, parts))
 
 
 def tried_models() -> dict[str, Any]:

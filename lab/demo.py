@@ -16,21 +16,18 @@ from wise.edits import Record
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
-from wise.lab.eval.routing import gate_ratios
+from wise.lab.eval.routing.scores import gate_ratios
 from wise.lab.eval.run import Evaluation
 from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
-from wise.model import WiseModel, wrap
+from wise.model import wrap
 
 SHOWN = 5
-"""Edits shown before and after."""
 RECALL_FACTS = 500
 """Facts that the base is asked for, to see that it knows what is about to be changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One prompt before and after the edits."""
-
     kind: str
     prompt: str
     before: str
@@ -40,8 +37,6 @@ class Shown:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class DemoResult:
-    """What the demo measured."""
-
     evaluation: Evaluation
     base_recall: float
     """Share of the facts that the unedited model answers, by itself and to its own stop."""
@@ -71,21 +66,18 @@ def run_demo(
     placement: Placement = DEFAULT_PLACEMENT,
     progress: Progress = silent,
 ) -> DemoResult:
-    """Edits the shipped model with `edits` counterfactuals and measures it.
-
-    progress: called with what is being done, how much of it is through, and of how much.
-
-    Raises ConfigError for a mode or a device that there is not, or more edits than the model knows facts.
-    """
+    """Edits the shipped model with `edits` counterfactuals and measures it. Raises ConfigError for a mode or a device
+    that there is not, or more edits than the model knows facts."""
     begun = time.perf_counter()
     records = demo_records(edits, seed=seed)
     model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))
-    recall = _recall(model, seed)
+    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
+    told = model.ask([train_prompts(fact)[0] for fact in facts])
+    recall = sum(answer.text == fact.object for answer, fact in zip(told, facts, strict=True)) / len(facts)
     asked = _shown_prompts(records)
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
-        [record.edit for record in records],
-        progress=lambda done: progress("edits", done, len(records)),
+        [record.edit for record in records], progress=lambda done: progress("edits", done, len(records))
     )
     after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     evaluation = Evaluation(
@@ -112,12 +104,6 @@ def run_demo(
         ),
         seconds=time.perf_counter() - begun,
     )
-
-
-def _recall(model: WiseModel, seed: int) -> float:
-    facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
-    answers = model.ask([train_prompts(fact)[0] for fact in facts])
-    return sum(a.text == fact.object for a, fact in zip(answers, facts, strict=True)) / len(facts)
 
 
 def _shown_prompts(records: list[Record]) -> list[tuple[str, str, str | None]]:

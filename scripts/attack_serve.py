@@ -6,9 +6,8 @@
     python scripts/attack_serve.py --list
 
 Each attack is a function in `scripts/attacks/`, and gets a fresh `wise serve` of the shipped model on the loopback
-interface. It returns what it measured, or raises AttackError with what went wrong. With PYTHONPATH set to another
-checkout, that one is attacked. One line for each attack goes to stdout; the last line is one JSON object. The exit code
-is 1 if an attack succeeded.
+interface. With PYTHONPATH set to another checkout, that one is attacked. One line for each attack goes to stdout; the
+last line is one JSON object. The exit code is 1 if an attack succeeded.
 """
 
 from __future__ import annotations
@@ -16,27 +15,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import tempfile
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import attacks
-from attacks import Attack
 from service_process import Service
 
 
-def on_a_service(attack: Attack) -> str:
-    """Does it to a service of its own."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        options = [option.replace("{folder}", name) for option in attack.options]
-        with Service(folder / "store", folder / "log", options) as service:
-            return attack.run(service)
+def on_a_service(attack: Callable[[Service], str]) -> str:
+    with tempfile.TemporaryDirectory() as name, Service(Path(name) / "store", Path(name) / "log", []) as service:
+        return attack(service)
 
 
 def main() -> int:
     modules = (importlib.import_module(f"attacks.{found.name}") for found in pkgutil.iter_modules(attacks.__path__))
-    named: dict[str, Attack] = {name: attack for module in modules for name, attack in module.ATTACKS.items()}
-    return attacks.main(__doc__, {n: (attack.what, partial(on_a_service, attack)) for n, attack in named.items()})
+    named = {name: attack for m in modules for name, attack in attacks.attacks_of(vars(m), on_a_service).items()}
+    return attacks.main(__doc__, named)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,6 @@ PROMPT_TOKENS, DECODED_TOKENS = 128, 16
 JITTER = 0.05
 """Noise on a repeated key, per coordinate, times the square root of their number."""
 STEPS_TIMED = 5
-"""Training steps of each kind."""
 COLUMNS = (
     "mode", "edits", "base_cpu_seconds", "cpu_seconds_per_edit", "whole_step", "whole_edit", "prefill", "decode",
     "decide_milliseconds",

@@ -34,7 +34,6 @@ from wise.router.turns import render
 from wise.training.generation import greedy
 
 WINDOW = 512
-"""Tokens of a piece of running text."""
 ANSWER_TOKENS = 32
 AT_ONCE = 16
 EXAMPLES = ("places", "which")

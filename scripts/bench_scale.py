@@ -110,7 +110,6 @@ def spent(work: Callable[[], object]) -> float:
 
 
 def measure(count: int) -> dict[str, float]:
-    """The figures of a memory of `count` edits."""
     with tempfile.TemporaryDirectory() as folder:
         first = wise.wrap(*base(), CONFIG)
         reader = first.inputs.reader if first.inputs else None

@@ -61,9 +61,7 @@ def written(state: MemoryState, edits: Sequence[Edit]) -> MemoryState:
         for i, edit in enumerate(edits)
     ]
     keys = {edit.id: normalize(torch.randn(KEYS, RELATION), dim=-1).half() for edit in edits}
-    return replace(
-        state, edits=(*state.edits, *edits), slots=(*state.slots, *slots), keys={**state.keys, **keys}
-    )
+    return replace(state, edits=(*state.edits, *edits), slots=(*state.slots, *slots), keys={**state.keys, **keys})
 
 
 def learn(store: Store, edits: Sequence[Edit]) -> tuple[float, float]:
@@ -93,7 +91,6 @@ def synced_write(folder: Path) -> float:
 
 
 def measure(folder: Path, count: int) -> dict[str, Any]:
-    """The figures of a store of `count` edits."""
     with Store.open(folder / "store") as store:
         for first in range(0, count, BATCH):
             learn(store, drawn_edits(first, min(BATCH, count - first)))

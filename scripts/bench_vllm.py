@@ -225,8 +225,6 @@ def engine(name: str, folder: Path, options: argparse.Namespace) -> None:
 
 
 class EngineProcess:
-    """An engine in a process of its own."""
-
     def __init__(self, name: str, folder: Path) -> None:
         answers, theirs = os.pipe()
         command = [sys.executable, *sys.argv, "--engine", name, "--folder", str(folder), "--answers", str(theirs)]
@@ -244,7 +242,6 @@ class EngineProcess:
         return json.loads(line)
 
     def measure(self, clients: int, form: str, edits: int) -> list[float]:
-        """Tokens per second of the processor, and of the clock."""
         assert self._process.stdin is not None
         print(json.dumps([clients, form, edits]), file=self._process.stdin, flush=True)
         found: list[float] = self._read()

@@ -30,12 +30,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import (
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from wise.demo.facts import Fact, held_out_prompts, is_unseen_pair, load_facts, load_templates, train_prompts
 
@@ -71,7 +66,6 @@ def log(message: str) -> None:
 
 
 def filler(rng: random.Random) -> Sentence:
-    """A plain sentence that states no fact."""
     return Sentence(prompt=f"{rng.choice(WHO)} {rng.choice(DOES)}", answer=rng.choice(WHEN))
 
 
@@ -179,10 +173,7 @@ def batches(
 
 
 def train(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    facts: Sequence[Fact],
-    args: argparse.Namespace,
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], args: argparse.Namespace
 ) -> None:
     """AdamW, linear warm-up, cosine to zero; padding stands on the right, where no token looks."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
@@ -228,10 +219,7 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 @torch.no_grad()
 def recall(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerFast,
-    asked: Sequence[tuple[str, str]],
-    context: str = "",
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[tuple[str, str]], context: str = ""
 ) -> float:
     """Share of `(prompt, answer)` generated greedily as the answer, a full stop, and the end token."""
     asked = sorted(asked, key=lambda pair: len(pair[0]))
@@ -251,12 +239,8 @@ def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | in
     tokenizer = PreTrainedTokenizerFast.from_pretrained(out)
     model = LlamaForCausalLM.from_pretrained(out).eval()
     taught = [(t.format(f.subject), f.object) for f, t in lessons(facts)]
-    unseen = [
-        (t.format(f.subject), f.object)
-        for f in facts
-        for t in load_templates()[f.relation].train
-        if is_unseen_pair(f, t)
-    ]
+    pairs = [(f, t) for f in facts for t in load_templates()[f.relation].train]
+    unseen = [(t.format(f.subject), f.object) for f, t in pairs if is_unseen_pair(f, t)]
     free = [(p, f.object) for f in facts for p in held_out_prompts(f)]
     never = [(p, f.object) for f in load_facts("test") for p in train_prompts(f)]
     some = random.Random(seed).sample(taught, min(1000, len(taught)))
@@ -275,15 +259,11 @@ def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | in
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument(
-        "--limit", type=int, default=None, help="take only this many facts, for a quick trial"
-    )
+    parser.add_argument("--limit", type=int, default=None, help="take only this many facts, for a quick trial")
     parser.add_argument("--layers", type=int, default=6)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--ffn", type=int, default=512)

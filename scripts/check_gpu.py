@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PreTrainedModel
 
 import wise
 from wise import WiseConfig, WiseModel
@@ -49,7 +49,6 @@ TINY = {
 TOKENS = 32
 """Tokens decoded in one timing."""
 HELD = 8
-"""Edits of the shipped model."""
 
 
 def synchronized(device: torch.device) -> float:
@@ -97,12 +96,7 @@ def random_llama(shape: dict[str, int], device: torch.device) -> PreTrainedModel
     config = LlamaConfig(**shape, max_position_embeddings=8192, tie_word_embeddings=False)
     torch.manual_seed(0)
     with device:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            return LlamaForCausalLM(config).eval()  # type: ignore[no-any-return]
-        finally:
-            torch.set_default_dtype(before)
+        return AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
 
 
 def decode_seconds(model: PreTrainedModel, prompt: Sequence[int], device: torch.device) -> float:

@@ -80,7 +80,6 @@ COUNTED = {"preempted": "preemptions", "speculative": "drafts_accepted", "cached
 PREFACE = "The weather was fine, and people walked along the river. They talked about bread, boats and paper. " * 2
 """More tokens than a block of the cache."""
 MOST_SHOWN = 3
-"""Differences of one configuration that are shown."""
 VERSIONS = ("base", "first", "second")
 
 
@@ -124,7 +123,6 @@ def prepare(folder: Path, model: str | None, encoder: str | None, edits: int, pr
 
 
 def run(folder: Path, name: str) -> dict[str, Any]:
-    """The figures of one configuration."""
     import wise
 
     reference = json.loads((folder / "reference.json").read_text())
@@ -210,9 +208,7 @@ def planned(reference: dict[str, Any], wrapped: Any, memories: dict[str, Any]) -
     return requests
 
 
-def generated(
-    llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collection[int], *, grown: bool
-) -> list[Any]:
+def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collection[int], *, grown: bool) -> list[Any]:
     """grown: every sequence gets `GROWN` tokens, also past the end of its answer."""
     from vllm import SamplingParams
 

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,6 @@ from service_process import Service
 from wise.demo.facts import Fact, counterfactual, load_facts, train_prompts
 
 BATCH = 20
-"""Edits of one request."""
 LONG_TOKENS = 64
 SAMPLED = 5.0
 """Seconds between two looks at the memory."""
@@ -46,7 +46,6 @@ class ClientRecord:
     firsts: list[float] = field(default_factory=list)
     failures: Counter[str] = field(default_factory=Counter)
     answers: list[tuple[str, int, str]] = field(default_factory=list)
-    """Prompt, version, text."""
     tokens: int = 0
     seconds: float = 0.0
 
@@ -131,13 +130,11 @@ async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, 
 
 
 async def _client(service: Service, record: ClientRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
-    order = random.Random(number)
-    turn = 0
+    order, turns = random.Random(number), count(1)
     while not stop.is_set():
-        turn += 1
-        long = (turn + number) % 2 == 0
+        turn = next(turns)
         try:
-            await _ask(service, record, order.choice(prompts), long, turn)
+            await _ask(service, record, order.choice(prompts), (turn + number) % 2 == 0, turn)
         except (OSError, ValueError, KeyError) as error:
             record.failures[str(error)[:120]] += 1
             await asyncio.sleep(0.05)
@@ -160,15 +157,14 @@ async def _phase(
     record, stop = ClientRecord(), asyncio.Event()
     begun = time.perf_counter()
     tasks = [asyncio.create_task(_client(service, record, prompts, i, stop)) for i in range(clients)]
-    work = asyncio.create_task(until) if until is not None else None
-    while time.perf_counter() - begun < seconds or (work is not None and not work.done()):
+    work = asyncio.create_task(until or asyncio.sleep(0))
+    while time.perf_counter() - begun < seconds or not work.done():
         await asyncio.sleep(min(SAMPLED, seconds))
         memory.append(await asyncio.to_thread(service.memory))
     record.seconds = time.perf_counter() - begun
     stop.set()
     await asyncio.gather(*tasks)
-    if work is not None:
-        await work
+    await work
     return record
 
 
@@ -176,7 +172,7 @@ async def preview_repeatedly(
     service: Service, facts: list[Fact], previews: Counter[str], failures: Counter[str]
 ) -> None:
     """One preview after the other, until it is cancelled. A full queue is an answer; other refusals are failures."""
-    for turn in range(sys.maxsize):
+    for turn in count():
         edit = _edit(facts[turn % len(facts)], seed=1 + turn, wording=1)  # one that is live already would be refused
         try:
             reader, writer = await _post(service, "/v1/edits/preview", {"edit": edit, "prompts": [edit["prompt"]]})

@@ -20,10 +20,8 @@ STARTING = 300.0
 
 
 class Service:
-    """`wise serve` as a process, which is killed when a `with` block ends.
-
-    Raises RuntimeError where it does not start.
-    """
+    """`wise serve` as a process, which is killed when a `with` block ends. Raises RuntimeError where it does not
+    start."""
 
     def __init__(
         self,
@@ -108,7 +106,6 @@ class Service:
             return json.loads(answer.read())
 
     def tickets(self) -> list[dict[str, Any]]:
-        """All edits, in their order."""
         results: list[dict[str, Any]] = []
         while True:
             page = self.fetch(f"/v1/edits?limit=1000&after={results[-1]['ticket'] if results else 0}")

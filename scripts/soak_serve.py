@@ -228,7 +228,6 @@ class Soak:
 
 
 def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
-    """The median of each process, in MiB."""
     return {
         name: sorted(sample[name] for sample in samples)[len(samples) // 2] for name in (samples or [{}])[0]
     }

@@ -33,7 +33,6 @@ CANDIDATES = 10_000
 SEARCHED = ("reliability", "generalization", "locality")
 """What a search goes by: the mean of these, generated."""
 TRAINING = 1000
-"""Records that editors may be trained on."""
 MEASURED = tuple(name for name, editor in EDITORS.items() if editor.edits)
 
 
@@ -44,18 +43,14 @@ class Plan:
     measured: tuple[Record, ...]
     """As many as the longest stream has."""
     searched: tuple[Record, ...]
-    """Those that a search edits and measures."""
     training: tuple[Record, ...]
-    """Those that hypernetworks may be trained on."""
     least: int = 20
     """Edits measured at each size, at least: a shorter stream is made again of the next records, and again."""
     trials: int = 4
     """Settings that a search tries, the defaults among them; 1 takes the defaults without a search."""
     seed: int = 0
     texts: tuple[str, ...] | None = None
-    """Running text for perplexity."""
     corpus: tuple[str, ...] | None = None
-    """Texts for statistics."""
     cache: Path | None = None
 
     def streams(self, size: int) -> list[tuple[Record, ...]]:
@@ -69,12 +64,9 @@ class Plan:
 
 
 def make_plan(records: Sequence[Record], *, edits: int, searched: int, skip: int = 0, **rest: Any) -> Plan:
-    """A plan over the records of a file, in their order: those to measure, those to search on, those to train on.
-
-    None of the last has a prompt of the others. What is not measured here is left out: openings of free text.
-
-    Raises EditError where there are too few.
-    """
+    """A plan over the records of a file, in their order: those to measure, to search on, and to train on, of which none
+    has a prompt of the others. Openings of free text, which are not measured here, are left out. Raises EditError where
+    there are too few."""
     bare = [replace(record, generation_prompts=()) for record in records[skip:]]
     if len(bare) < edits + searched:
         raise EditError(
@@ -100,17 +92,10 @@ def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def search(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    editor: str,
-    plan: Plan,
-    *,
-    progress: Progress = silent,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: str, plan: Plan, *, progress: Progress = silent
 ) -> dict[str, Any]:
-    """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
-
-    A draw that an editor refuses on this base counts as tried, and says why.
-    """
+    """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`. A draw
+    that an editor refuses on this base counts as tried, and says why."""
     combinations = candidates(editor, plan.trials, seed=plan.seed)
     if len(combinations) == 1:
         return {"chosen": {}, "trials": [], "records": 0}
@@ -160,22 +145,29 @@ def compare_editors(
     about: Mapping[str, Mapping[str, Any]],
     progress: Progress = silent,
 ) -> None:
-    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the
-    file of a run with the search in it.
+    """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the file
+    of a run with the search in it. about: the names of the data and the model, for each run.
 
-    Args:
-        editors: names in `EDITORS`.
-        sizes: edits of each stream, as `Plan.streams` takes them.
-        about: what goes into each run beside what it finds out itself: the data's and the model's names.
-
-    Raises ConfigError for an unknown editor, or a folder with searches or runs of other records, another model or seed,
-    or another number of trials.
+    Raises ConfigError for an unknown editor, or a folder of other records, another model or seed, or other trials.
     """
     for editor in editors:
         find_editor(editor)
     folder.mkdir(parents=True, exist_ok=True)
-    basis = _basis(model, plan, about)
-    searched = {editor: _searched(model, tokenizer, editor, plan, folder, basis, progress) for editor in editors}
+    basis = {  # what all searches and runs of a folder have in common
+        "data": about["data"]["sha256"],
+        "model": weights_digest(model),
+        "precision": str(model.dtype).removeprefix("torch."),
+        "seed": plan.seed,
+        "trials": plan.trials,
+        "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
+    }
+    searched: dict[str, dict[str, Any]] = {}
+    for editor in editors:
+        file = folder / f"{editor}.search.json"
+        if not file.exists():
+            write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
+        searched[editor] = json.loads(file.read_text(encoding="utf-8"))
+        _check_basis(file, searched[editor], basis)
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):
             file = folder / f"{editor}-{size}.{number}.json"
@@ -194,35 +186,6 @@ def compare_editors(
             )
             run = result.to_dict(outcomes=True) | {"search": searched[editor]}
             write_json(file, with_source(run, about))
-
-
-def _basis(model: PreTrainedModel, plan: Plan, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all searches and runs of a folder have in common."""
-    return {
-        "data": about["data"]["sha256"],
-        "model": weights_digest(model),
-        "precision": str(model.dtype).removeprefix("torch."),
-        "seed": plan.seed,
-        "trials": plan.trials,
-        "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
-    }
-
-
-def _searched(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    editor: str,
-    plan: Plan,
-    folder: Path,
-    basis: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Any]:
-    file = folder / f"{editor}.search.json"
-    if not file.exists():
-        write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
-    kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    _check_basis(file, kept, basis)
-    return kept
 
 
 def _check_basis(file: Path, search: Mapping[str, Any], basis: Mapping[str, Any]) -> None:

@@ -12,16 +12,23 @@ Group = Sequence[Run]
 """Runs of one editor over streams of one size."""
 
 
-def figure_at(*keys: str) -> Figure:
+def figure_at(*keys: str, unit: int = 1) -> Figure:
     """The figure that stands at a path of keys in a run; None where there is nothing."""
 
     def found(run: Run) -> float | None:
         value: Any = run
         for key in keys:
             value = None if value is None else value.get(key)
-        return None if value is None else float(value)
+        return None if value is None else float(value) / unit
 
     return found
+
+
+def _preparing(run: Run) -> float | None:
+    """Seconds that an editor needs once per base: of the search, where the run itself found it in a cache."""
+    search = run.get("search") or {"trials": (), "chosen": None}
+    searched = [t.get("preparing_seconds") for t in search["trials"] if t["settings"] == search["chosen"]]
+    return max((s for s in (run["timing"].get("preparing_seconds"), *searched) if s is not None), default=None)
 
 
 MEASURES = ("reliability", "generalization", "free_generalization")
@@ -37,8 +44,8 @@ COLUMNS: dict[str, tuple[int, tuple[Figure, ...]]] = {
     **{f"locality: {n}": (3, tuple(figure_at("locality", key) for key in keys)) for n, keys in LOCALITIES.items()},
     "perplexity ratio": (3, (figure_at("perplexity", "ratio"),)),
     "CPU-s per edit": (3, (figure_at("cpu_seconds_per_edit"),)),
-    "KiB kept per edit": (1, (lambda run: _scaled(run.get("stored_bytes_per_edit"), 2**10),)),
-    "s to prepare": (1, (lambda run: _preparing(run),)),
+    "KiB kept per edit": (1, (figure_at("stored_bytes_per_edit", unit=2**10),)),
+    "s to prepare": (1, (_preparing,)),
 }
 """Name -> decimals, and figures of a run; of two the first is generated, the second teacher-forced."""
 HEAD = ("editor", "edits", "streams", *COLUMNS)
@@ -67,20 +74,8 @@ def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows under a head, in Markdown."""
     lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
-def _scaled(value: float | None, unit: int) -> float | None:
-    return None if value is None else value / unit
-
-
-def _preparing(run: Run) -> float | None:
-    """Seconds that an editor needs once per base: of the search, where the run itself found it in a cache."""
-    search = run.get("search") or {"trials": (), "chosen": None}
-    searched = [t.get("preparing_seconds") for t in search["trials"] if t["settings"] == search["chosen"]]
-    return max((s for s in (run["timing"].get("preparing_seconds"), *searched) if s is not None), default=None)
 
 
 def _short(value: float | None, places: int) -> str:

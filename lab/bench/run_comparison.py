@@ -39,17 +39,14 @@ class Difference:
 
     measure: str
     mode: str
-    """One of `MODES`."""
     records: int
     prompts: int
     reference: float
     value: float
     difference: float
-    """`value` less `reference`."""
     interval: tuple[float, float] | None
     """95 % of `difference`, records drawn with replacement; None for a single record."""
     p: float
-    """Of `sign_flip` over records."""
     p_holm: float
     """The same, adjusted for all tests of the comparison."""
 
@@ -73,11 +70,9 @@ class Contrast:
 
     run: str
     matched: int
-    """Outcomes that both have."""
     only_reference: int
     only_run: int
     warnings: tuple[str, ...]
-    """What makes the two less alike than they should be."""
     differences: tuple[Difference, ...]
     figures: tuple[Figure, ...]
 
@@ -91,7 +86,6 @@ class Comparison:
     contrasts: tuple[Contrast, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, ready for JSON."""
         return {
             "reference": self.reference,
             "seed": self.seed,
@@ -103,15 +97,9 @@ class Comparison:
 
 
 def compare_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, seed: int = 0) -> Comparison:
-    """Compares every run with the first.
-
-    Args:
-        runs: names, and runs as `read_run` gives them.
-        seed: of the bootstrap and of the random signs.
-
-    Raises ConfigError: fewer than two runs, a name that is there twice, or a run that shares no outcome with the
-    first.
-    """
+    """Compares every run, as `read_run` gives it, with the first. seed: of the bootstrap and of the random signs.
+    Raises ConfigError for fewer than two runs, a name that is there twice, or a run that shares no outcome with the
+    first."""
     if len(runs) < 2:
         raise ConfigError(f"{len(runs)} run was given: a comparison takes two or more, the reference first")
     names = [name for name, _ in runs]
@@ -126,8 +114,7 @@ def compare_runs(runs: Sequence[tuple[str, Mapping[str, Any]]], *, seed: int = 0
         seed=seed,
         contrasts=tuple(
             replace(
-                contrast,
-                differences=tuple(replace(entry, p_holm=next(adjusted)) for entry in contrast.differences),
+                contrast, differences=tuple(replace(entry, p_holm=next(adjusted)) for entry in contrast.differences)
             )
             for contrast in contrasts
         ),
@@ -221,7 +208,6 @@ def _warnings(
 
 
 def _figures(reference: Mapping[str, Any], run: Mapping[str, Any]) -> Iterator[Figure]:
-    """What both have a number for."""
     ours, theirs = dict(_listed(reference)), dict(_listed(run))
     for name in ours:
         (a, interval), (b, other) = ours[name], theirs.get(name, (None, None))

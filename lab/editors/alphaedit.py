@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,7 @@ from wise.lab.editors.statistics import prepared_moments
 
 @dataclass(frozen=True, kw_only=True)
 class AlphaEditSettings(MultiLayerSettings):
-    """AlphaEdit's."""
-
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "window": ((0.0, 0.35), (0.0, 0.5), (0.2, 0.5)),
         "free_share": (0.02, 0.1, 0.3),
         "damping": (0.003, 0.03, 0.1),
@@ -49,8 +47,6 @@ class AlphaEditSettings(MultiLayerSettings):
 
 
 class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
-    """Ridge regression within a null space, at each of several blocks."""
-
     Config = AlphaEditSettings
 
     def __init__(self, context: EditingContext, settings: AlphaEditSettings) -> None:
@@ -95,10 +91,8 @@ class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
 
 
 def free_directions(moment: Tensor, share: float) -> Tensor:
-    """`[f, free]` the eigenvectors of the smallest eigenvalues, as many as together hold at most `share` of all.
-
-    Raises ConfigError where there is none.
-    """
+    """`[f, free]` the eigenvectors of the smallest eigenvalues, as many as together hold at most `share` of all. Raises
+    ConfigError where there is none."""
     values, vectors = torch.linalg.eigh(moment)
     count = int((values.clamp(min=0).cumsum(0) <= share * values.sum()).sum())
     if not count:

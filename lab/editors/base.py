@@ -16,14 +16,13 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from wise.edits import Edit, check_unique
 from wise.errors import EditError, UnsupportedModelError
 from wise.lab.editors.context import EditingContext
-from wise.lab.editors.settings import Settings
-from wise.memory.modules import evaluating
-from wise.training.encoding import Encoder
+from wise.lab.editors.settings import LayerSettings, Settings
+from wise.memory.modules import Wrapper, evaluating, execution_device, hooked
 from wise.training.generation import greedy
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED, EditReport, Outcome
 from wise.training.verification import SPARE_TOKENS
@@ -50,23 +49,11 @@ class Baseline(ABC, Generic[S]):
 
     def __init__(self, context: EditingContext, settings: S) -> None:
         """Changes nothing. Raises ConfigError or UnsupportedModelError where the settings do not fit the base."""
-        self.context = context
-        self.settings = settings
+        self.context, self.settings = context, settings
+        self.model, self.encoder = context.model, context.encoder
         self.edits: tuple[Edit, ...] = ()
         """All that were applied, in their order; of one prompt, the last."""
         self._prepared = False
-
-    @property
-    def model(self) -> PreTrainedModel:
-        return self.context.model
-
-    @property
-    def encoder(self) -> Encoder:
-        return self.context.encoder
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.context.encoder.tokenizer
 
     # -- what an editor is --------------------------------------------------------------------
 
@@ -108,14 +95,10 @@ class Baseline(ABC, Generic[S]):
                 self._prepare()
             self._prepared = True
 
-    def edit(
-        self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None
-    ) -> EditReport:
-        """Applies edits in one call, and asks for each of them; asking is not in the time that the report gives.
-
-        Raises EditError, with nothing changed, for an edit that cannot be applied; and whatever the method itself
-        raises, with the edits so far in place as they were.
-        """
+    def edit(self, edits: Edit | Sequence[Edit], *, progress: Callable[[int], None] | None = None) -> EditReport:
+        """Applies edits in one call, and asks for each of them, which is not in the time that the report gives. Raises
+        EditError for an edit that cannot be applied, and whatever the method raises, with the edits so far in place as
+        they were."""
         edits = [edits] if isinstance(edits, Edit) else list(edits)
         if not edits:
             raise EditError("edit() was given no edits: expected one wise.Edit or a list of them")
@@ -149,7 +132,6 @@ class Baseline(ABC, Generic[S]):
         )
 
     def validate(self, edits: Sequence[Edit]) -> None:
-        """Raises EditError for edits that cannot be applied."""
         check_unique(edits)
         live = {edit.id for edit in self.edits}
         for edit in edits:
@@ -169,7 +151,6 @@ class Baseline(ABC, Generic[S]):
         return evaluating(self.model)
 
     def _answers(self, edits: Sequence[Edit]) -> list[str]:
-        """What the model now generates for the prompts of `edits`."""
         if not edits:
             return []
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
@@ -195,9 +176,7 @@ class Baseline(ABC, Generic[S]):
 
 class WholePrompts:
     """Mixed into an editor that looks at whole prompts and not at single tokens. Whoever asks it says which they are.
-
-    What it is told holds for one forward or one `generate`.
-    """
+    What it is told holds for one forward or one `generate`."""
 
     def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The ids that stand for these prompts: what the model is to read in their place."""
@@ -210,10 +189,8 @@ class WholePrompts:
 
 
 class WeightEditor(Baseline[S]):
-    """An editor that changes parameters of the base.
-
-    The base's own tensors are put aside untouched and never written to, so they come back as they were.
-    """
+    """An editor that changes parameters of the base. The base's own tensors are put aside untouched and never written
+    to, so they come back as they were."""
 
     def __init__(self, context: EditingContext, settings: S, names: Sequence[str]) -> None:
         """names: of the parameters that may change, as `model.named_parameters` has them."""
@@ -266,19 +243,54 @@ class WeightEditor(Baseline[S]):
         self.put(state)
 
 
-class LayerEditor(Baseline[S]):
-    """An editor that puts a layer of its own in the place of one of the base's, which it keeps inside, and writes
-    edits to it one by one."""
+class Replacement(Wrapper, ABC):
+    """Stands in the place of a value projection, `base_module`, a linear map `[..., f] -> [..., d]`; inactive or empty
+    it is that, bit for bit. What a method learns is kept in plain attributes: parameters are those of the base."""
 
-    def __init__(self, context: EditingContext, settings: S, path: str, layer: nn.Module) -> None:
-        """layer: takes the place of the module at `path` at once; while its attribute `active` is False, and while it
-        holds no edit, it must be that module, bit for bit."""
+    def __init__(self, context: EditingContext, settings: LayerSettings) -> None:
+        super().__init__()
+        place = context.chosen(settings)
+        self.path, self.in_features, self.out_features = place.path, place.in_features, place.out_features
+        self.base_module = context.model.get_submodule(place.path)
+        self.active = True
+        self.train(self.base_module.training)
+
+    @property
+    @abstractmethod
+    def empty(self) -> bool:
+        """Whether it holds no edit."""
+
+    @abstractmethod
+    def changed(self, activation: Tensor, output: Tensor) -> Tensor:
+        """What stands in the place of the base's `output` `[..., d]` for `activation` `[..., f]`."""
+
+    def forward(self, activation: Tensor) -> Tensor:
+        output: Tensor = self.base_module(activation)
+        return output if self.empty or not self.active else self.changed(activation, output)
+
+    @torch.no_grad()
+    def seen(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
+        alike with edits and without."""
+        results: list[Tensor] = []
+        ids = torch.tensor([list(prompt)], device=execution_device(model))
+        with hooked([(self.base_module, lambda _, args, output: results.extend((args[0], output)))]):
+            model(ids, attention_mask=torch.ones_like(ids), use_cache=False)
+        activation, output = (tensor.reshape(len(prompt), -1) for tensor in results)
+        return activation, output
+
+
+class LayerEditor(Baseline[S]):
+    """An editor that puts a layer of its own in the place of one of the base's, and writes edits to it one by one."""
+
+    def __init__(self, context: EditingContext, settings: S, layer: Replacement) -> None:
         super().__init__(context, settings)
         self.layer: Any = layer
-        parent_path, _, self._name = path.rpartition(".")
-        self._parent = context.model.get_submodule(parent_path)
-        self._own = getattr(self._parent, self._name)
-        setattr(self._parent, self._name, layer)
+        self._put(layer)
+
+    def _put(self, layer: nn.Module) -> None:
+        parent, _, name = self.layer.path.rpartition(".")
+        setattr(self.model.get_submodule(parent), name, layer)
 
     @abstractmethod
     def _write(self, edit: Edit) -> Applied:
@@ -301,5 +313,5 @@ class LayerEditor(Baseline[S]):
             self.layer.active = before
 
     def unwrap(self) -> PreTrainedModel:
-        setattr(self._parent, self._name, self._own)
+        self._put(self.layer.base_module)
         return self.model

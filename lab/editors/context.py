@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -23,6 +24,7 @@ from wise.architectures import TargetModule, locate
 from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
+from wise.lab.editors.settings import LayerSettings
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.folder import replaced_file
 from wise.memory.modules import execution_device, recorded_inputs
@@ -44,7 +46,6 @@ TokenRow = tuple[list[int], list[int]]
 SAMPLED = 64
 """Texts that the base is asked for at once, where there is no corpus."""
 ROWS = 64
-"""Rows in one forward."""
 BEGINNING = 10
 """Tokens of a text that prompts are put behind."""
 
@@ -70,16 +71,16 @@ class EditingContext:
 
     @cached_property
     def depth(self) -> int:
-        """Number of blocks."""
         return self.projection(0).depth
 
     def projection(self, layer: int) -> TargetModule:
         """The value projection of a block. Raises ConfigError where there is no such block."""
         return locate(self.model, WiseConfig(layer=layer), linear=True)
 
-    def chosen_layer(self, layer: int | None, fraction: float) -> int:
-        """The block that `LayerSettings` ask for."""
-        return self.projection(int(fraction * self.depth) if layer is None else layer).layer
+    def chosen(self, settings: LayerSettings) -> TargetModule:
+        """The value projection of the block that the settings ask for."""
+        layer = int(settings.layer_fraction * self.depth) if settings.layer is None else settings.layer
+        return self.projection(layer)
 
     @cached_property
     def base(self) -> Fingerprint:
@@ -93,9 +94,7 @@ class EditingContext:
 
     def corpus(self, tokens: int, *, length: int, seed: int = 0) -> Iterator[list[int]]:
         """Rows of ids, each of at most `length`, until there are `tokens`; of the corpus, or in the base's own words.
-
-        Raises ConfigError where the corpus is shorter than that.
-        """
+        Raises ConfigError where the corpus is shorter than that."""
         length = min(length, self.encoder.context)
         left = tokens
         for row in self._sampled(length, seed) if self.texts is None else self._read(length):
@@ -114,7 +113,6 @@ class EditingContext:
         return [self.encoder.text(row) for row in islice(rows, count)]
 
     def corpus_digest(self) -> str:
-        """SHA-256 over the corpus, in hex."""
         return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
 
     def _read(self, length: int) -> Iterator[list[int]]:
@@ -134,40 +132,22 @@ class EditingContext:
             seed += 1
 
     def cached(self, kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `compute` gives, from the cache where it was computed before for this very base and `key`.
-
-        The file's own metadata must say the same as its name; one that is damaged is computed anew.
-        """
+        """What `compute` gives, from the cache where it was computed before for this very base and `key`. The file's
+        own metadata must say the same as its name; one that is damaged is computed anew."""
         if self.cache is None:
             return compute()
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
         file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
         if file.exists():
-            result = read_tensors(file, about)
-            if result is not None:
-                return result
+            with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
+                if (opened.metadata() or {}).get("about") == about:
+                    return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
             logger.warning("%s is damaged, or not what its name says; it is computed anew", file)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in compute().items()}
-        write_tensors(file, tensors, about)
+        self.cache.mkdir(parents=True, exist_ok=True)
+        with replaced_file(file) as new:
+            save_file(tensors, new, metadata={"about": about})
         return tensors
-
-
-def read_tensors(file: Path, about: str) -> dict[str, Tensor] | None:
-    """The tensors of a file that `write_tensors` wrote with the same `about`; None of any other file."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            if (opened.metadata() or {}).get("about") != about:
-                return None
-            return {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError):
-        return None
-
-
-def write_tensors(file: Path, tensors: Mapping[str, Tensor], about: str) -> None:
-    """Writes a file whole or not at all; its folder is made where it is not there."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replaced_file(file) as new:
-        save_file(dict(tensors), new, metadata={"about": about})
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -187,11 +167,9 @@ def row_means(each: Tensor, spoken: Tensor) -> Tensor:
 def padded_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`.
-
-    The label at a place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token
-    of a target is predicted and not read.
-    """
+    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`. The label at a
+    place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token of a target is
+    predicted and not read."""
     ids, mask = right_pad([[*prompt, *target][:-1] for prompt, target in rows], device=device)
     labels = torch.full(ids.shape, -100)
     for own, (prompt, target) in zip(labels, rows, strict=True):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -40,9 +40,7 @@ FISHER = "fisher"
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningEWCSettings(FineTuningSettings):
-    """As FT-M, with the penalty."""
-
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "strength": (1e2, 1e3, 1e4, 1e5),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
@@ -56,12 +54,9 @@ class FineTuningEWCSettings(FineTuningSettings):
     fisher_tokens: Annotated[int, Bounds(low=2)] = 8192
     """Tokens that the Fisher information is estimated on."""
     fisher_length: Annotated[int, Bounds(low=2)] = 64
-    """Tokens of a row of them."""
 
 
 class FineTuningEWC(FineTuning[FineTuningEWCSettings]):
-    """FT-EWC."""
-
     Config = FineTuningEWCSettings
 
     def __init__(self, context: EditingContext, settings: FineTuningEWCSettings) -> None:

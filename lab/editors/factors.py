@@ -29,10 +29,8 @@ the outer products of the second with the first."""
 
 def edited_linears(context: EditingContext, blocks: int, whole_ffn: bool) -> dict[str, nn.Module]:
     """Path -> module of the value projections of the last blocks; with `whole_ffn`, of the linear layers beside them
-    too, which read the feed-forward layer's input.
-
-    Raises UnsupportedModelError for a layer whose weight is not a plain matrix.
-    """
+    too, which read the feed-forward layer's input. Raises UnsupportedModelError for a weight that is no plain
+    matrix."""
     results: dict[str, nn.Module] = {}
     for layer in range(max(0, context.depth - blocks), context.depth):
         path = context.projection(layer).path
@@ -100,7 +98,6 @@ def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
 
 
 def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
-    """`[rows, places, vocabulary]`"""
     result: Tensor = model(ids, attention_mask=mask, use_cache=False).logits
     return result
 

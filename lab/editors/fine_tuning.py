@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,12 +45,9 @@ BATCH = 64
 
 @dataclass(frozen=True, kw_only=True)
 class FineTuningSettings(LayerSettings):
-    """What fine-tuning of one layer has, whatever it minimises."""
-
     steps: Count = 25
     """At most so many passes over the edits of a call."""
     learning_rate: Positive = 5e-4
-    """Of Adam."""
     norm_constraint: Positive | None = None
     """epsilon: the most that any weight may change in one call; None for no constraint."""
     enough: Nonnegative = 1e-2
@@ -61,7 +58,7 @@ class FineTuningSettings(LayerSettings):
 class FineTuningLSettings(FineTuningSettings):
     """The paper has 25 steps at 5e-4 and epsilon 5e-4 for GPT-2 XL, and found both by search; so are these."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "norm_constraint": (5e-4, 5e-3, 1e-2, 2e-2),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
@@ -75,7 +72,7 @@ class FineTuningLSettings(FineTuningSettings):
 class FineTuningMSettings(FineTuningSettings):
     """EasyEdit has 25 steps at 5e-4 and no constraint, at about two thirds of the depth."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "learning_rate": (5e-4, 2e-3, 5e-3),
         "norm_constraint": (None, 5e-3, 1e-2, 2e-2),
         "layer_fraction": (0.0, 0.5, 0.7, 0.85),
@@ -92,10 +89,10 @@ class FineTuning(WeightEditor[F]):
     """Adam on one value projection, with the masked loss."""
 
     def __init__(self, context: EditingContext, settings: F) -> None:
-        self.layer = context.chosen_layer(settings.layer, settings.layer_fraction)
-        path = context.projection(self.layer).path
-        module = context.model.get_submodule(path)
-        super().__init__(context, settings, [f"{path}.{name}" for name, _ in module.named_parameters()])
+        place = context.chosen(settings)
+        self.layer = place.layer
+        names = [name for name, _ in context.model.get_submodule(place.path).named_parameters()]
+        super().__init__(context, settings, [f"{place.path}.{name}" for name in names])
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         rows = [self.context.row(edit) for edit in edits]
@@ -148,14 +145,10 @@ class FineTuning(WeightEditor[F]):
 
 
 class FineTuningM(FineTuning[FineTuningMSettings]):
-    """FT-M."""
-
     Config = FineTuningMSettings
 
 
 class FineTuningL(FineTuning[FineTuningLSettings]):
-    """FT-L."""
-
     Config = FineTuningLSettings
 
     def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:
@@ -170,11 +163,9 @@ class FineTuningL(FineTuning[FineTuningLSettings]):
 def logits_with(
     model: PreTrainedModel, leaves: Mapping[str, Tensor], ids: Tensor, mask: Tensor, **cached: Any
 ) -> Tensor:
-    """`[batch, seq, vocabulary]` of a model with other parameters in the place of some, differentiable in these only.
-
-    leaves: name -> float32 tensor, cast to the precision of the parameter. ids `[batch, seq]`, mask the same, or longer
-    by what is `cached`: the model's own arguments for that.
-    """
+    """`[batch, seq, vocabulary]` of a model with `leaves` in the place of the parameters of their names, cast to their
+    precision; differentiable in these only. ids `[batch, seq]`, mask the same, or longer by what is `cached`: the
+    model's own arguments for that."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     weights |= {name: leaf.to(weights[name].dtype) for name, leaf in leaves.items()}
     given = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **cached}

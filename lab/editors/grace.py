@@ -24,18 +24,15 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from wise.architectures import TargetModule
 from wise.edits import Edit
-from wise.lab.editors.base import Applied, LayerEditor
+from wise.lab.editors.base import Applied, LayerEditor, Replacement
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
-from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import Count, Depth, LayerSettings, Nonnegative, Positive
 
 SAME = 1e-4
@@ -46,7 +43,7 @@ SAME = 1e-4
 class GraceSettings(LayerSettings):
     """The released code's for language models: 100 steps of 1.0, a block three quarters up; its radius is 1."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "epsilon": (0.3, 0.5, 0.6, 0.7),
         "learning_rate": (0.1, 0.3, 1.0),
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),
@@ -79,24 +76,15 @@ class Codebook:
     def __len__(self) -> int:
         return len(self.labels)
 
-    @classmethod
-    def without_entries(cls, f: int, d: int, device: torch.device) -> Codebook:
-        keys, values, radii = (torch.zeros(0, *size, device=device) for size in ((f,), (d,), ()))
-        return cls(keys=keys, values=values, radii=radii, labels=())
-
     def nearest(self, activations: Tensor) -> tuple[Tensor, Tensor]:
         """The distance to the nearest key, and its index, of each of `[m, f]`. A row does not depend on the others."""
         distances = torch.cdist(activations.float(), self.keys, compute_mode="donot_use_mm_for_euclid_dist")
         result = distances.min(-1)
         return result.values, result.indices
 
-    def written(
-        self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor
-    ) -> tuple[Codebook, int]:
-        """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained.
-
-        key `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar.
-        """
+    def written(self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor) -> tuple[Codebook, int]:
+        """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained. key
+        `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar."""
         book = self._without(key)
         new = replace(
             book,
@@ -135,9 +123,12 @@ class Codebook:
 class CodebookLayer(Replacement):
     """Equation (1)."""
 
-    def __init__(self, context: EditingContext, place: TargetModule) -> None:
-        super().__init__(context, place)
-        self.codebook = Codebook.without_entries(place.in_features, place.out_features, context.device)
+    def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
+        super().__init__(context, settings)
+        keys, values, radii = (
+            torch.zeros(0, *size, device=context.device) for size in ((self.in_features,), (self.out_features,), ())
+        )
+        self.codebook = Codebook(keys=keys, values=values, radii=radii, labels=())
 
     @property
     def empty(self) -> bool:
@@ -151,14 +142,11 @@ class CodebookLayer(Replacement):
 
 
 class Grace(LayerEditor[GraceSettings]):
-    """Hartvigsen et al. 2023."""
-
     Config = GraceSettings
     layer: CodebookLayer
 
     def __init__(self, context: EditingContext, settings: GraceSettings) -> None:
-        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(context, settings, place.path, CodebookLayer(context, place))
+        super().__init__(context, settings, CodebookLayer(context, settings))
 
     def _write(self, edit: Edit) -> Applied:
         prompt, target = self.context.row(edit)
@@ -170,9 +158,7 @@ class Grace(LayerEditor[GraceSettings]):
         return applied
 
     @torch.enable_grad()
-    def _trained(
-        self, book: Codebook, entry: int, row: tuple[Tensor, Tensor, Tensor]
-    ) -> tuple[Codebook, Applied]:
+    def _trained(self, book: Codebook, entry: int, row: tuple[Tensor, Tensor, Tensor]) -> tuple[Codebook, Applied]:
         """The codebook with the value of one entry fitted to a target, everything else as it will be served."""
         ids, mask, labels = row
         value = book.values[entry].clone().requires_grad_()
@@ -197,7 +183,6 @@ class Grace(LayerEditor[GraceSettings]):
 
     @property
     def memory_bytes(self) -> int:
-        """Keys, values and radii."""
         book = self.layer.codebook
         return book.keys.nbytes + book.values.nbytes + book.radii.nbytes
 

@@ -49,7 +49,6 @@ class HyperSettings(Settings):
     whole_ffn: bool = True
     """Every projection of their feed-forward layers is edited; False edits the value projections alone."""
     steps: Count = 240
-    """Training steps at most."""
     batch: Count = 8
     """Training edits in a step, each on a base of its own."""
     learning_rate: Positive = 1e-3
@@ -67,8 +66,6 @@ H = TypeVar("H", bound=HyperSettings)
 
 @dataclass(frozen=True, kw_only=True)
 class EditQuery:
-    """An edit as a hypernetwork reads it."""
-
     row: TokenRow
     """The prompt, and the target as the base would end it."""
     old: list[int]
@@ -77,8 +74,6 @@ class EditQuery:
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """A training record, encoded."""
-
     query: EditQuery
     wordings: tuple[TokenRow, ...]
     """The target behind the edit's own prompt, and behind its paraphrases."""
@@ -100,12 +95,9 @@ class HyperEditor(WeightEditor[H]):
 
     def __init__(self, context: EditingContext, settings: H) -> None:
         self.linears: dict[str, nn.Module] = edited_linears(context, settings.blocks, settings.whole_ffn)
-        """Path -> module."""
         super().__init__(context, settings, [f"{path}.weight" for path in self.linears])
         self.network: Any = None
         """The hypernetwork, a float32 module; None until `prepare`."""
-
-    # -- what an editor of this kind is --------------------------------------------------------
 
     @abstractmethod
     def _build(self) -> nn.Module:
@@ -113,18 +105,16 @@ class HyperEditor(WeightEditor[H]):
 
     @abstractmethod
     def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
-        """What to add to the weights for each edit, differentiable in the hypernetwork's parameters.
-
-        gradients: of the edits' losses. mask: `[edits, n]`, 0 at pads.
-        """
+        """What to add to the weights for each edit, differentiable in the hypernetwork's parameters. gradients: of the
+        edits' losses. mask: `[edits, n]`, 0 at pads."""
 
     @abstractmethod
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         """What training minimises, of the mean loss on equivalent wordings and the mean KL on unrelated prompts."""
 
-    @abstractmethod
     def merit(self, edit: float, locality: float) -> float:
         """What the best weights have the least of on held-out records."""
+        return float(self._objective(edit, locality))
 
     def _groups(self) -> list[dict[str, Any]]:
         """Parameters with their learning rates, as Adam takes them."""
@@ -135,8 +125,6 @@ class HyperEditor(WeightEditor[H]):
 
     def _stepped(self, locality: float) -> None:
         """After a step, with the mean KL that it saw."""
-
-    # -- kept ----------------------------------------------------------------------------------
 
     def _prepare(self) -> None:
         self.network = self.untrained()
@@ -151,19 +139,12 @@ class HyperEditor(WeightEditor[H]):
 
     def _key(self) -> dict[str, Any]:
         """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
-        if len(self.context.training) < LEAST:
-            raise ConfigError(
-                f"{self.kind} must train a hypernetwork first and was given {len(self.context.training)} training "
-                f"records: give at least {LEAST} (some hundred are wanted) that are not edited"
-            )
         records = json.dumps([record.to_dict() for record in self.context.training])
         return {
             "settings": self.settings.to_dict(),
             "ends": [list(self.encoder.bos), list(self.encoder.terminator)],
             "records": hashlib.sha256(records.encode()).hexdigest(),
         }
-
-    # -- training ------------------------------------------------------------------------------
 
     def _trained(self) -> dict[str, Tensor]:
         """Trains, and returns the weights that did best on held-out records."""
@@ -247,44 +228,40 @@ class HyperEditor(WeightEditor[H]):
     def examples(self) -> list[Example]:
         """The training records that the base can read, with what it says to their prompts."""
         order = random.Random(self.settings.seed)
-        records = [record for record in self.context.training if self._readable(record)]
-        if len(records) < LEAST:
+        found = [(record, rows) for record in self.context.training if (rows := self._wordings(record))]
+        if len(found) < LEAST:
             raise ConfigError(
-                f"{self.kind}: the base can read {len(records)} of {len(self.context.training)} training records, at "
-                f"least {LEAST} are needed; give others"
+                f"{self.kind} must train a hypernetwork first, and the base can read {len(found)} of "
+                f"{len(self.context.training)} training records: give at least {LEAST} (some hundred are wanted) that "
+                "are not edited"
             )
-        beside = [order.sample(record.neighbours, min(UNRELATED, len(record.neighbours))) for record in records]
-        texts = list(dict.fromkeys([*(r.edit.prompt for r in records), *(text for near in beside for text in near)]))
+        beside = [order.sample(r.neighbours, min(UNRELATED, len(r.neighbours))) for r, _ in found]
+        texts = list(dict.fromkeys([*(r.edit.prompt for r, _ in found), *(text for near in beside for text in near)]))
         answers = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
-        results = []
-        for record, near in zip(records, beside, strict=True):
-            edit = record.edit
-            wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-            results.append(
-                Example(
-                    query=EditQuery(row=self.context.row(edit), old=answers[edit.prompt]),
-                    wordings=tuple(self.context.row(edit, wording) for wording in wordings),
-                    unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
-                )
+        return [
+            Example(
+                query=EditQuery(row=rows[0], old=answers[record.edit.prompt]),
+                wordings=rows,
+                unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
             )
-        return results
+            for (record, rows), near in zip(found, beside, strict=True)
+        ]
 
-    def _readable(self, record: Record) -> bool:
-        """Whether the base can read the record's edit and say its target within its context."""
-        try:
-            self.encoder.check(record.edit)
-        except EditError:
-            return False
+    def _wordings(self, record: Record) -> tuple[TokenRow, ...]:
+        """The record's target behind each of its wordings, its own prompt first; empty where the base cannot read them
+        all, or say the target, within its context."""
         edit = record.edit
-        wordings = [edit.prompt, *edit.paraphrases, *record.paraphrases]
-        longest = max(len(prompt) + len(target) for prompt, target in (self.context.row(edit, w) for w in wordings))
-        return longest <= self.encoder.context
+        try:
+            self.encoder.check(edit)
+        except EditError:
+            return ()
+        rows = tuple(self.context.row(edit, text) for text in (edit.prompt, *edit.paraphrases, *record.paraphrases))
+        fits = max(len(prompt) + len(target) for prompt, target in rows) <= self.encoder.context
+        return rows if fits else ()
 
     def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What the model, as it now is, says to prompts; the token that stopped it included."""
         return greedy(self.model, prompts, stops=self.encoder.stops, max_new_tokens=ANSWER_TOKENS)
-
-    # -- editing -------------------------------------------------------------------------------
 
     def queries(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""

@@ -20,12 +20,12 @@ Where this departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ CHAT_FACTS = "Answer by these facts where they apply:"
 class InContextSettings(Settings):
     """How many edits are read, and from which likeness on."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "facts": (1, 3),
         "threshold": (0.6, 0.7, 0.8),
         "demonstrations": (0, 8),
@@ -73,8 +73,6 @@ def published_encoder(path: str | None = None) -> SentenceEncoder:
 
 
 class InContext(Baseline[InContextSettings], WholePrompts):
-    """Zheng et al. 2023, with retrieval."""
-
     Config = InContextSettings
 
     def __init__(self, context: EditingContext, settings: InContextSettings) -> None:
@@ -90,11 +88,10 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         """Texts -> `[texts, e]` of norm 1: the sentence encoder as it is published, loaded at the first text."""
         return published_encoder().read
 
-    # -- what is read -------------------------------------------------------------------------
-
     def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Each prompt behind what it may be about; the very same ids where that is nothing."""
-        texts = [str(self.tokenizer.decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
+        decode = self.encoder.tokenizer.decode
+        texts = [str(decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
         asked = [i for i, text in enumerate(texts) if text]
         results = [list(prompt) for prompt in prompts]
         if self._silent or not self.edits or not asked:
@@ -159,8 +156,6 @@ class InContext(Baseline[InContextSettings], WholePrompts):
             return f"{fact} {self._sentence(record.neighbours[0], record.answer)}"
         wording = record.paraphrases[0] if kind == "update" and record.paraphrases else record.edit.prompt
         return f"{fact} {self._sentence(wording, record.edit.target)}"
-
-    # -- an editor like any other -------------------------------------------------------------
 
     def _prepare(self) -> None:
         records = self.context.training if self.settings.demonstrations else ()

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -46,7 +46,7 @@ FIRST = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeEditorSettings(HyperSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "margin": (0.01, 0.1, 0.3),
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "blocks": (1, 3),
@@ -119,8 +119,6 @@ class Gate:
 
 
 class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
-    """See the module."""
-
     Config = KnowledgeEditorSettings
     kind = "ke"
     reads_old = True
@@ -158,7 +156,7 @@ class KnowledgeEditor(HyperEditor[KnowledgeEditorSettings]):
     def _begin(self, examples: Sequence[Example]) -> None:
         self.multiplier = self.settings.multiplier
 
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         return edit + self.multiplier * (locality - self.settings.margin)
 
     def _stepped(self, locality: float) -> None:

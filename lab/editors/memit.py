@@ -14,22 +14,19 @@ edit; calls one after the other edit sequentially. Where a block norms what its 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from wise.lab.editors.multi_layer import MultiLayerEditor, MultiLayerSettings
 from wise.lab.editors.settings import Positive
-from wise.lab.editors.statistics import factored, prepared_moments, ridge_directions
+from wise.lab.editors.statistics import factored, prepared_moments
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemitSettings(MultiLayerSettings):
-    """MEMIT's."""
-
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "window": ((0.0, 0.35), (0.0, 0.5), (0.2, 0.5)),
         "moment_weight": (0.1, 0.3, 1.0),
         "learning_rate": (0.1, 0.3, 0.5),
@@ -41,8 +38,6 @@ class MemitSettings(MultiLayerSettings):
 
 
 class Memit(MultiLayerEditor[MemitSettings]):
-    """Ridge regression at each of several blocks."""
-
     Config = MemitSettings
 
     def _prepare(self) -> None:
@@ -51,5 +46,7 @@ class Memit(MultiLayerEditor[MemitSettings]):
         """Cholesky factors of C at each block."""
 
     def _change(self, place: int, keys: Tensor, residual: Tensor) -> Tensor:
-        weight = self.settings.moment_weight * keys.shape[1]
-        return residual.T @ ridge_directions(keys, self.factors[place], weight)
+        # Solved is a system as large as there are keys: with A = (lambda C)^-1, R (1 + K^T A K)^-1 K^T A is Delta.
+        towards = torch.cholesky_solve(keys.T, self.factors[place]) / (self.settings.moment_weight * keys.shape[1])
+        among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
+        return residual.T @ torch.linalg.solve(among, towards.T)

@@ -27,21 +27,19 @@ Where this departs from the paper and its code:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from wise.architectures import TargetModule
 from wise.edits import Edit
 from wise.errors import ConfigError
-from wise.lab.editors.base import Applied, LayerEditor, WholePrompts
+from wise.lab.editors.base import Applied, LayerEditor, Replacement, WholePrompts
 from wise.lab.editors.context import EditingContext, mean_loss, padded_rows
-from wise.lab.editors.replacement import Replacement
 from wise.lab.editors.settings import Bounds, Count, CountOrZero, LayerSettings, Positive, Share
 
 UNRELATED = 100
@@ -60,7 +58,7 @@ SILENT = -1
 class MemoirSettings(LayerSettings):
     """The released code's for LLaMA-3, in shares where it gives numbers; but tau, which is 0.4 there."""
 
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "tau": (0.4, 0.5, 0.6, 0.7),
         "learning_rate": (1.0, 3.0, 10.0),
         "layer_fraction": (0.35, 0.5, 0.7, 0.85),
@@ -73,7 +71,6 @@ class MemoirSettings(LayerSettings):
     learning_rate: Positive = 1.0
     """Of gradient descent on the memory."""
     steps: Count = 30
-    """For an edit, at most."""
     contexts: CountOrZero = 10
     """Texts that an edit's prompt is also trained behind."""
 
@@ -82,7 +79,6 @@ class TopHash:
     """Which columns belong to a prompt: a permutation of the features that stand out."""
 
     def __init__(self, features: int, count: int, seed: int) -> None:
-        """count: k."""
         self.count = count
         self.permutation = torch.randperm(features, generator=torch.Generator().manual_seed(seed))
 
@@ -96,9 +92,9 @@ class TopHash:
 class MemoryLayer(Replacement):
     """The base's layer and the residual memory. `prompts` must be set before each forward."""
 
-    def __init__(self, context: EditingContext, place: TargetModule, settings: MemoirSettings) -> None:
-        super().__init__(context, place)
-        f, d = place.in_features, place.out_features
+    def __init__(self, context: EditingContext, settings: MemoirSettings) -> None:
+        super().__init__(context, settings)
+        f, d = self.in_features, self.out_features
         self.tau = settings.tau
         self.hash = TopHash(f, max(1, round(settings.active * f)), settings.seed)
         self.memory = torch.zeros(d, f, device=context.device)
@@ -147,29 +143,21 @@ class MemoryLayer(Replacement):
 
 def prompt_means(activation: Tensor, prompts: Tensor) -> Tensor:
     """Of activations `[rows, tokens, f]`, or `[rows * tokens, f]`, the mean over each row's prompt: `[rows, f]`.
-
-    float64, so that it does not depend on how many tokens beside the prompt a row has.
-    """
+    float64, so that it does not depend on how many tokens beside the prompt a row has."""
     rows = activation.reshape(*prompts.shape, activation.shape[-1]).double()
     kept = prompts[..., None].to(rows.device)
     return torch.where(kept, rows, 0).sum(1) / kept.sum(1).clamp(min=1)
 
 
 class Memoir(LayerEditor[MemoirSettings], WholePrompts):
-    """Wang et al. 2025."""
-
     Config = MemoirSettings
     layer: MemoryLayer
 
     def __init__(self, context: EditingContext, settings: MemoirSettings) -> None:
-        place = context.projection(context.chosen_layer(settings.layer, settings.layer_fraction))
-        super().__init__(context, settings, place.path, MemoryLayer(context, place, settings))
-        self.place = place
+        super().__init__(context, settings, MemoryLayer(context, settings))
         self._lengths: list[int] | None = None
         self._prefixes: list[str] = []
         self._hook = context.model.register_forward_pre_hook(self._announce, with_kwargs=True)
-
-    # -- where prompts end --------------------------------------------------------------------
 
     @contextmanager
     def reading(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -205,17 +193,14 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         self._hook.remove()
         return super().unwrap()
 
-    # -- once per base ------------------------------------------------------------------------
-
     def _prepare(self) -> None:
         prompts = [record.edit.prompt for record in self.context.training[:UNRELATED]]
-        about: dict[str, Any] = {"path": self.place.path, "prompts": prompts}
+        about: dict[str, Any] = {"path": self.layer.path, "prompts": prompts}
         if not prompts:
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
         result = self.context.cached("memoir", about, lambda: {"usual": self._usual(prompts)})
         self.layer.usual = result["usual"].to(self.layer.usual)
-        if self.settings.contexts:
-            self._prefixes = self.context.beginnings(self.settings.contexts, seed=self.settings.seed)
+        self._prefixes = self.context.beginnings(self.settings.contexts, seed=self.settings.seed)
 
     def _usual(self, prompts: Sequence[str]) -> Tensor:
         """`[f]` float64: the mean over unrelated prompts of their mean activations."""
@@ -233,8 +218,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         """`[1, f]` float64."""
         activation, _ = self.layer.seen(self.model, prompt)
         return prompt_means(activation, torch.ones(1, len(prompt), dtype=torch.bool))
-
-    # -- editing ------------------------------------------------------------------------------
 
     def _write(self, edit: Edit) -> Applied:
         layer = self.layer
@@ -270,8 +253,6 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         finally:
             self.layer.writing = None
         return part.detach(), Applied(steps=steps, loss=float(losses[0].detach()))
-
-    # -- what is kept -------------------------------------------------------------------------
 
     @property
     def memory_bytes(self) -> int:

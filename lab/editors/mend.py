@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,12 +39,11 @@ from wise.lab.editors.hypernetwork import CHUNK, EditQuery, Example, HyperEditor
 from wise.lab.editors.settings import Count, Positive
 
 SMALL = 1e-7
-"""Added to standard deviations."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MendSettings(HyperSettings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "edit_weight": (0.1, 0.3, 1.0),
         "learning_rate": (3e-4, 1e-3, 3e-3),
         "blocks": (1, 3),
@@ -66,7 +65,6 @@ class Transform(nn.Module):
     """g of eq. 3, for layers of one shape."""
 
     def __init__(self, size: int, layers: int, rank: int) -> None:
-        """size: f + d."""
         super().__init__()
         rank = min(rank, size)
         self.v = nn.Parameter(torch.randn(2, rank, size) / size**0.5)
@@ -76,7 +74,6 @@ class Transform(nn.Module):
         self.offset = nn.Parameter(torch.zeros(layers, 2, size))
 
     def forward(self, z: Tensor, layer: int) -> Tensor:
-        """`[..., f + d]` -> the same."""
         for i in range(2):
             inner = z @ self.v[i].mT @ self.u[i].mT + self.bias[i]
             # clamp has the gradient 1 at 0, where all begins; relu has 0 and would never learn
@@ -131,8 +128,6 @@ class Moments(nn.Module):
 
 
 class Mend(HyperEditor[MendSettings]):
-    """See the module."""
-
     Config = MendSettings
     kind = "mend"
 
@@ -144,8 +139,7 @@ class Mend(HyperEditor[MendSettings]):
         alpha = self.network.alpha
         others = [parameter for parameter in self.network.parameters() if parameter is not alpha]
         return [
-            {"params": others, "lr": self.settings.learning_rate},
-            {"params": [alpha], "lr": self.settings.rate_rate},
+            {"params": others, "lr": self.settings.learning_rate}, {"params": [alpha], "lr": self.settings.rate_rate}
         ]
 
     def _begin(self, examples: Sequence[Example]) -> None:
@@ -163,10 +157,7 @@ class Mend(HyperEditor[MendSettings]):
         result: Factors = self.network(gradients, mask)
         return result
 
-    def _objective(self, edit: Tensor, locality: Tensor) -> Tensor:
-        return self.settings.edit_weight * edit + locality
-
-    def merit(self, edit: float, locality: float) -> float:
+    def _objective(self, edit: Any, locality: Any) -> Any:
         return self.settings.edit_weight * edit + locality
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:

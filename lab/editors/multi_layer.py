@@ -22,8 +22,6 @@ from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, r
 
 @dataclass(frozen=True, kw_only=True)
 class MultiLayerSettings(MomentSettings, ValueSettings):
-    """Of an editor that changes a window of blocks."""
-
     layers: tuple[int, ...] | None = None
     """Indices of the changed blocks, ascending; None takes those of the window."""
     window: tuple[float, float] = (0.0, 0.35)
@@ -73,11 +71,11 @@ class MultiLayerEditor(SubjectEditor[S]):
         values = search(self.context, contexts, self.layers[-1], self.last, self.settings, progress)
         wanted = values.start + values.offset
         for place, path in enumerate(self.paths):
-            now = read(self.context, contexts, keys=[path], out=[self.last])
-            residual = (wanted - now.out[self.last]) / (len(self.paths) - place)
-            change = self._change(place, now.keys[path].double(), residual.double())
+            keys, out = read(self.context, contexts, keys=[path], out=[self.last])
+            residual = (wanted - out[self.last]) / (len(self.paths) - place)
+            change = self._change(place, keys[path].double(), residual.double())
             name = f"{path}.weight"
             self.put({name: self.weights[name].double() + as_weight(self.model.get_submodule(path), change)})
-        self._written(read(self.context, contexts, keys=self.paths).keys)
+        self._written(read(self.context, contexts, keys=self.paths)[0])
         results = zip(values.steps, target_losses(self.context, [c.rows[0] for c in contexts]), strict=True)
         return [Applied(steps=steps, loss=loss) for steps, loss in results]

@@ -30,11 +30,11 @@ Where this departs, since it was written for a masked model with answers of one 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ SHARE_STEP = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class KnowledgeNeuronsSettings(Settings):
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "threshold": (0.1, 0.2, 0.3),
         "most": (5, 10, 20),
         "new_scale": (2.0, 4.0, 8.0),
@@ -65,7 +65,6 @@ class KnowledgeNeuronsSettings(Settings):
     }
 
     integration_steps: Count = 20
-    """m of equation 4."""
     threshold: Share = 0.2
     """Share of a prompt's largest attribution that a neuron must have."""
     share: Share = 0.7
@@ -87,8 +86,6 @@ class KnowledgeNeuronsSettings(Settings):
 
 
 class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
-    """KN."""
-
     Config = KnowledgeNeuronsSettings
 
     def __init__(self, context: EditingContext, settings: KnowledgeNeuronsSettings) -> None:
@@ -98,10 +95,8 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
         self.prefixes: tuple[str, ...] = ()
 
     def _prepare(self) -> None:
-        count = self.settings.prefixes
-        if count:
-            found = self.context.beginnings(count, seed=self.settings.seed)
-            self.prefixes = tuple(text.rstrip(".") for text in found)
+        found = self.context.beginnings(self.settings.prefixes, seed=self.settings.seed)
+        self.prefixes = tuple(text.rstrip(".") for text in found)
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         for done, edit in enumerate(edits):
@@ -171,9 +166,7 @@ def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> lis
 
 def attributions(context: EditingContext, row: Sequence[int], token: int, steps: int) -> Tensor:
     """Attr of equation 4 for every neuron at the last token of a row, of the probability that `token` comes next.
-
-    `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block.
-    """
+    `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block."""
     reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
     results = []

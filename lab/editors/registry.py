@@ -9,7 +9,6 @@ from typing import Any
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.base import Baseline
 from wise.lab.editors.context import EditingContext
-from wise.lab.editors.settings import Settings
 
 BASELINES: dict[str, str] = {
     "ft-l": "fine_tuning:FineTuningL",
@@ -37,11 +36,7 @@ def baseline_class(name: str) -> type[Baseline[Any]]:
     return result
 
 
-def make_settings(name: str, settings: Mapping[str, Any]) -> Settings:
-    """The settings of an editor. Raises ConfigError for an unknown editor or setting, or a value out of range."""
-    return baseline_class(name).Config.of(settings)
-
-
 def make_baseline(name: str, context: EditingContext, settings: Mapping[str, Any]) -> Baseline[Any]:
-    """An editor on a base, nothing edited yet."""
-    return baseline_class(name)(context, make_settings(name, settings))
+    """An editor on a base, nothing edited yet. Raises ConfigError for a setting unknown or out of range."""
+    chosen = baseline_class(name)
+    return chosen(context, chosen.Config.of(settings))

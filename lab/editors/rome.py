@@ -15,9 +15,9 @@ every edit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,15 +27,13 @@ from wise.errors import EditError
 from wise.lab.editors.base import Applied
 from wise.lab.editors.context import EditingContext, as_weight, target_losses
 from wise.lab.editors.settings import Depth, LayerSettings, Positive
-from wise.lab.editors.statistics import MomentSettings, factored, prepared_moments, rank_one_direction
+from wise.lab.editors.statistics import MomentSettings, factored, prepared_moments
 from wise.lab.editors.values import SubjectEditor, ValueSettings, contexts_of, read, search
 
 
 @dataclass(frozen=True, kw_only=True)
 class RomeSettings(MomentSettings, ValueSettings, LayerSettings):
-    """ROME's."""
-
-    search: ClassVar[Mapping[str, tuple[Any, ...]]] = {
+    search = {
         "layer_fraction": (0.0, 0.2, 0.35, 0.5),
         "learning_rate": (0.1, 0.3, 0.5),
         "clamp": (4.0, 8.0, 16.0),
@@ -51,13 +49,10 @@ class RomeSettings(MomentSettings, ValueSettings, LayerSettings):
 
 
 class Rome(SubjectEditor[RomeSettings]):
-    """Rank-one updates, one after the other."""
-
     Config = RomeSettings
 
     def __init__(self, context: EditingContext, settings: RomeSettings) -> None:
-        layer = context.chosen_layer(settings.layer, settings.layer_fraction)
-        self.projection = context.projection(layer)
+        self.projection = context.chosen(settings)
         self.name = f"{self.projection.path}.weight"
         super().__init__(context, settings, [self.name])
         self.factor: Tensor
@@ -78,7 +73,7 @@ class Rome(SubjectEditor[RomeSettings]):
         path = self.projection.path
         for count, edit in enumerate(edits, 1):
             contexts = [contexts_of(self.context, edit, self.prefixes)]
-            key = read(self.context, contexts, keys=[path]).keys[path][0]
+            key = read(self.context, contexts, keys=[path])[0][path][0]
             values = search(self.context, contexts, self.projection.layer, path, self.settings)
             # every context gets the same offset, so the mean value is W k* and the offset, and bias, if there is one
             self._write(self._direction(key, edit), values.offset[0])
@@ -89,13 +84,15 @@ class Rome(SubjectEditor[RomeSettings]):
 
     def _direction(self, key: Tensor, edit: Edit) -> Tensor:
         """`[f]` C^-1 k* over its product with k*. Raises EditError for a key that is nought."""
-        direction = rank_one_direction(key.double(), self.factor)
-        if direction is None:
+        key = key.double()
+        towards = torch.cholesky_solve(key[:, None], self.factor)[:, 0]
+        product = torch.dot(towards, key)
+        if not bool(product > 0):
             raise EditError(
                 f"edit {edit.id!r}: nothing is active at the subject's last token in {self.projection.path}, so "
                 "nothing can be written there; choose another layer, or leave the edit out"
             )
-        return direction.float()
+        return (towards / product).float()
 
     def _write(self, left: Tensor, right: Tensor) -> None:
         self.left, self.right = torch.cat([self.left, left[None]]), torch.cat([self.right, right[None]])

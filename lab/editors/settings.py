@@ -36,7 +36,6 @@ Nonnegative = Annotated[float, Bounds()]
 Positive = Annotated[float, Bounds(open_low=True)]
 Share = Annotated[float, Bounds(high=1, open_low=True)]
 Depth = Annotated[float, Bounds(high=1, open_high=True)]
-"""A fraction of the model's depth."""
 
 KINDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
@@ -62,7 +61,6 @@ class Settings:
             self.expect(name, right or (optional and value is None), wanted + " or None" * optional)
 
     def expect(self, name: str, right: bool, wanted: str) -> None:
-        """Raises ConfigError where a setting is not what it must be."""
         if not right:
             raise ConfigError(f"{name}={getattr(self, name)!r}: expected {wanted}")
 
@@ -77,7 +75,6 @@ class Settings:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
@@ -98,8 +95,6 @@ def _rules(cls: Any) -> dict[str, tuple[type, Bounds | None, bool]]:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSettings(Settings):
-    """Of an editor that works at one block."""
-
     layer: CountOrZero | None = None
     """Index of the edited block; None takes `layer_fraction` of the model's depth."""
     layer_fraction: Depth = 0.85

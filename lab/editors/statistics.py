@@ -22,40 +22,26 @@ from wise.lab.editors.settings import Bounds, Count, Nonnegative, Settings
 from wise.training.generation import right_pad
 
 ROWS = 16
-"""Rows of the corpus in one forward."""
 TOKENS_PER_INPUT = 16
 """Tokens of the corpus for each input of the projection, where the settings do not say how many."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MomentSettings(Settings):
-    """Of an editor that needs the second moment."""
-
     tokens: Count | None = None
     """Tokens of the corpus; None takes 16 for each input of the projection."""
     length: Annotated[int, Bounds(low=2)] = 128
-    """Tokens of one row of the corpus."""
     ridge: Nonnegative = 1e-4
     """Added to the diagonal, as a share of its mean: keeps directions that the corpus never showed finite."""
 
 
 def prepared_moments(context: EditingContext, layers: Sequence[int], settings: MomentSettings) -> list[Tensor]:
-    """The second moments that the settings ask for, ridge included: `[f, f]` of each block, float64."""
-    f = context.projection(layers[0]).in_features
-    tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
-    result = second_moments(context, layers, tokens=tokens, length=settings.length, seed=settings.seed)
-    return [with_ridge(moment, settings.ridge) for moment in result]
-
-
-def second_moments(
-    context: EditingContext, layers: Sequence[int], *, tokens: int, length: int, seed: int
-) -> list[Tensor]:
-    """`E[k k^T]` over the inputs k of the value projections at `layers`, float64, `[f, f]` each; cached.
-
-    The base must be in place. Raises ConfigError where there are fewer tokens than inputs: it would be singular.
-    """
+    """`E[k k^T]` over the inputs k of the value projections at `layers`, ridge included: `[f, f]` each, float64; cached
+    but for the ridge. The base must be in place. Raises ConfigError where tokens are fewer than inputs: singular."""
     paths = [context.projection(layer).path for layer in layers]
     f = max(context.projection(layer).in_features for layer in layers)
+    tokens = TOKENS_PER_INPUT * f if settings.tokens is None else settings.tokens
+    length, seed = settings.length, settings.seed
     if tokens < f:
         raise ConfigError(
             f"tokens={tokens}: the projection has {f} inputs, and their second moment is singular on fewer tokens "
@@ -70,7 +56,7 @@ def second_moments(
 
     about = {"tokens": tokens, "length": length, "corpus": context.corpus_digest(), "seed": seed}
     results = [context.cached("second-moment", {"path": path, **about}, partial(compute, path)) for path in paths]
-    return [tensors["moment"].to(context.device) for tensors in results]
+    return [with_ridge(tensors["moment"].to(context.device), settings.ridge) for tensors in results]
 
 
 @torch.no_grad()
@@ -94,10 +80,8 @@ def with_ridge(moment: Tensor, ridge: float) -> Tensor:
 
 
 def factored(matrix: Tensor) -> Tensor:
-    """The Cholesky factor, lower, of a symmetric positive definite matrix.
-
-    Raises ConfigError where it is singular to within rounding.
-    """
+    """The Cholesky factor, lower, of a symmetric positive definite matrix. Raises ConfigError where it is singular to
+    within rounding."""
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()
@@ -108,27 +92,3 @@ def factored(matrix: Tensor) -> Tensor:
             "give more text (tokens=...), or a larger ridge=..."
         )
     return factor
-
-
-def rank_one_direction(key: Tensor, factor: Tensor) -> Tensor | None:
-    """`[f]` ROME's direction, eq. 2: C^-1 k over its product with k, so that `k` itself is mapped to 1.
-
-    key: `[f]` float64; factor: of C. None for a key that is nought.
-    """
-    towards = torch.cholesky_solve(key[:, None], factor)[:, 0]
-    product = torch.dot(towards, key)
-    return towards / product if bool(product > 0) else None
-
-
-def ridge_directions(keys: Tensor, factor: Tensor, weight: float) -> Tensor:
-    """`[n, f]` MEMIT's, eq. 14: row i maps key i to about 1 and the others to about 0.
-
-    They are K^T (w C + K K^T)^-1, so `R^T` times them is the change that maps each key to its row of R. What is solved
-    is a system as large as there are keys: with A = (w C)^-1, they are (1 + K^T A K)^-1 K^T A.
-
-    keys: `[n, f]` float64; factor: of C; weight: w.
-    """
-    towards = torch.cholesky_solve(keys.T, factor) / weight
-    among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
-    directions: Tensor = torch.linalg.solve(among, towards.T)
-    return directions

@@ -13,10 +13,8 @@ Span = tuple[int, int]
 
 
 def subject_spans(encoder: Encoder, prompt: str, subject: str) -> list[Span]:
-    """The tokens of `encoder.prompt(prompt)` that hold the subject, for each place where the prompt names it.
-
-    A token counts where it shares a character with the subject.
-    """
+    """The tokens of `encoder.prompt(prompt)` that hold the subject, for each place where the prompt names it. A token
+    counts where it shares a character with the subject."""
     text, offsets = _offsets(encoder, prompt)
     results = []
     for begin in _places(text, subject):
@@ -38,11 +36,9 @@ def _places(text: str, subject: str) -> list[int]:
 
 
 def _offsets(encoder: Encoder, prompt: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """A text, and the range of its characters that each token of the prompt covers; empty for special tokens.
-
-    The text is the prompt. A tokenizer that gives no offsets is asked for what every number of its tokens reads as;
-    the text is then what all of them read as.
-    """
+    """The prompt, and the range of its characters that each token covers; empty for special tokens. A tokenizer that
+    gives no offsets is asked for what every number of its tokens reads as; the text is then what all of them read
+    as."""
     if encoder.tokenizer.is_fast:
         result = encoder.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
         return prompt, [(int(left), int(right)) for left, right in result]

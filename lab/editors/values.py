@@ -36,8 +36,6 @@ ESSENCE = "{} is a"
 
 @dataclass(frozen=True, kw_only=True)
 class ValueSettings(Settings):
-    """Of an editor that looks for the value of an edit."""
-
     steps: Count = 25
     """Steps of Adam at most."""
     learning_rate: Positive = 0.3
@@ -53,7 +51,6 @@ class ValueSettings(Settings):
     prefixes: CountOrZero = 5
     """Texts that the prompt is put behind, beside standing alone."""
     prefix_tokens: Count = 10
-    """Tokens of one such text."""
 
 
 V = TypeVar("V", bound=ValueSettings)
@@ -94,9 +91,6 @@ class SubjectEditor(WeightEditor[V]):
 
     def _prepare(self) -> None:
         self.prefixes = sampled_prefixes(self.context, self.settings)
-
-
-# -- contexts -------------------------------------------------------------------------------------
 
 
 def sampled_prefixes(context: EditingContext, settings: ValueSettings) -> tuple[str, ...]:
@@ -141,24 +135,13 @@ def contexts_of(context: EditingContext, edit: Edit, prefixes: Sequence[str]) ->
     return Contexts(rows=tuple(rows), places=tuple(places), essence=essence)
 
 
-# -- reading --------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Read:
-    """What the model has at the subjects' last tokens, float32."""
-
-    keys: dict[str, Tensor]
-    """Path -> `[edits, f]` what goes into that module, the mean over an edit's contexts."""
-    out: dict[str, Tensor]
-    """Path -> `[edits, d]` what comes out of it, the prompt standing alone."""
-
-
 @torch.no_grad()
 def read(
     context: EditingContext, contexts: Sequence[Contexts], *, keys: Sequence[str] = (), out: Sequence[str] = ()
-) -> Read:
-    """Runs the model, as it now is, over the prompts up to their subject."""
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the model, as it now is, has at the subjects' last tokens, float32: path in `keys` -> `[edits, f]` what goes
+    into that module, the mean over an edit's contexts; path in `out` -> `[edits, d]` what comes out of it, the prompt
+    standing alone."""
     rows = [row[: place + 1] for c in contexts for (row, _), place in zip(c.rows, c.places, strict=True)]
     sizes = torch.tensor([len(c.rows) for c in contexts])
     owner = torch.repeat_interleave(torch.arange(len(contexts)), sizes).to(context.device)
@@ -181,10 +164,8 @@ def read(
         for path, value in seen.items():
             results[path].append(value)
     whole = {path: torch.cat(parts) for path, parts in results.items()}
-    return Read(
-        keys={path: _means(whole[path], owner, len(contexts)) for path in keys},
-        out={path: whole[path][first] for path in out},
-    )
+    means = {path: _means(whole[path], owner, len(contexts)) for path in keys}
+    return means, {path: whole[path][first] for path in out}
 
 
 def _rows(value: Any, shape: torch.Size) -> Tensor:
@@ -204,12 +185,7 @@ def _hooked(
     model: nn.Module, paths: Sequence[str], hook: Callable[[str, Any, Any], Any]
 ) -> AbstractContextManager[None]:
     """`hook(path, arguments, output)` sees each module run, and may give another output."""
-    return hooked(
-        (model.get_submodule(path), lambda _, args, out, path=path: hook(path, args, out)) for path in paths
-    )
-
-
-# -- the search -----------------------------------------------------------------------------------
+    return hooked((model.get_submodule(path), lambda _, *seen, path=path: hook(path, *seen)) for path in paths)
 
 
 def search(
@@ -220,13 +196,8 @@ def search(
     settings: ValueSettings,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Values:
-    """The offset to the output of the module at `path`, at each subject's last token, that makes the target be said.
-
-    Edits do not see each other: each has an offset and a stop of its own.
-
-    Args:
-        layer: the block that the module at `path` is, or is in.
-    """
+    """The offset to the output of the module at `path`, which block `layer` is or holds, at each subject's last token,
+    that makes the target be said. Edits do not see each other: each has an offset and a stop of its own."""
     spliced = SplicedModel(context.model, context.projection(layer))
     if spliced.steps != CACHED:
         raise UnsupportedModelError(

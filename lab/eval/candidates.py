@@ -5,29 +5,26 @@ To add one of the literature, add a row to `wise.lab.editors.registry`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.config import WiseConfig
-from wise.edits import Edit, Record
+from wise.edits import Record
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.context import EditingContext, Progress, silent
-from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline, make_settings
+from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
 from wise.lab.eval.prompting import EditedModel
 from wise.memory.modules import evaluating
 from wise.model import wrap
 from wise.training.encoding import learn_encoder
-from wise.training.report import EditReport
 
 
 @dataclass(frozen=True, kw_only=True)
 class EditorSpec:
-    """One way of editing."""
-
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Fields of `WiseConfig` that make it what it is; of others, nothing."""
     search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -42,10 +39,7 @@ class EditorSpec:
         return self.kind != "none"
 
 
-_SEARCH: Mapping[str, tuple[Any, ...]] = {
-    "learning_rate": (0.005, 0.01, 0.02),
-    "max_steps": (40, 70, 120),
-}
+_SEARCH: Mapping[str, tuple[Any, ...]] = {"learning_rate": (0.005, 0.01, 0.02), "max_steps": (40, 70, 120)}
 
 BATCHES: Mapping[str, int | None] = {"memit": None, "alphaedit": 100, "icl": None}
 """Edits per call of the editors of the literature that take more than one."""
@@ -74,23 +68,6 @@ def search_space(name: str) -> Mapping[str, tuple[Any, ...]]:
     return baseline_class(name).Config.search if editor.kind == "baseline" else editor.search
 
 
-class OpenEditor(EditedModel, Protocol):
-    """A model that an editor works on: a `WiseModel`, or a `Baseline`."""
-
-    def prepare(self) -> None:
-        """Does what is needed once per base, which the first edit would do otherwise."""
-        ...
-
-    def edit(self, edits: Sequence[Edit], *, progress: Any = None) -> EditReport: ...
-
-    def validate(self, edits: Sequence[Edit]) -> None: ...
-
-    def unwrap(self) -> PreTrainedModel: ...
-
-    @property
-    def memory_bytes(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Learning:
     """What editors of the literature may learn from, beside the edits."""
@@ -104,13 +81,11 @@ class Learning:
 
 
 def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of an editor, those that are given and the others, ready for JSON.
-
-    Raises ConfigError for an unknown editor or setting, or a value out of range.
-    """
+    """Every setting of an editor, those that are given and the others, ready for JSON. Raises ConfigError for an
+    unknown editor or setting, or a value out of range."""
     editor = find_editor(name)
     if editor.kind == "baseline":
-        return make_settings(name, settings).to_dict()
+        return baseline_class(name).Config.of(settings).to_dict()
     return _wise_config(editor, settings).to_dict()
 
 
@@ -123,13 +98,9 @@ def open_editor(
     learning: Learning | None = None,
     chat: bool = False,
     progress: Progress = silent,
-) -> OpenEditor:
-    """An editor on a base, nothing edited yet.
-
-    chat: of an editor of the literature, that its prompts are turns of a chat, and its answers end as there.
-
-    Raises ConfigError for an unknown editor or setting.
-    """
+) -> EditedModel:
+    """An editor on a base, nothing edited yet. chat: prompts of an editor of the literature are turns of a chat, and
+    its answers end as there. Raises ConfigError for an unknown editor or setting."""
     editor = find_editor(name)
     if editor.kind != "baseline":
         return wrap(model, tokenizer, _wise_config(editor, settings))

@@ -31,7 +31,6 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def described(base: Fingerprint) -> dict[str, Any]:
-    """Which base it is, ready for JSON."""
     return {
         "type": base.model_type,
         "parameters": base.parameters,
@@ -42,10 +41,7 @@ def described(base: Fingerprint) -> dict[str, Any]:
 
 
 def _processor() -> str:
-    """The processor's name, as the system says it."""
     listing = Path("/proc/cpuinfo")
-    if listing.exists():
-        for line in listing.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -42,8 +42,6 @@ WORDS = re.compile(r"\w+|[^\w\s]")
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """A prompt that free text is asked for."""
-
     record: str
     ids: list[int]
 
@@ -60,19 +58,10 @@ def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
     return results[:MAX_TEXTS]
 
 
-def measure_fluency(
-    prompter: Prompter,
-    prompts: Sequence[Opening],
-    *,
-    seed: int = 0,
-) -> dict[str, Any] | None:
-    """Entropy in bits of the edited model's text and of the base's, means over records of means over a record's texts,
-    and how many texts. None where nothing is asked.
-
-    The base draws with the same random numbers, so that it says the same where nothing is edited.
-
-    Raises ConfigError where the model gives NaN.
-    """
+def measure_fluency(prompter: Prompter, prompts: Sequence[Opening], *, seed: int = 0) -> dict[str, Any] | None:
+    """Entropy in bits of the edited model's text and of the base's, which draws with the same random numbers: means
+    over records of means over a record's texts, and how many texts. None where nothing is asked. Raises ConfigError
+    where the model gives NaN."""
     if not prompts:
         return None
     figures: dict[str, Any] = {"n": len(prompts)}

@@ -38,7 +38,6 @@ from wise.model import WiseModel
 
 INSTALL = 'pip install "wise-runtime[harness]"'
 BATCH = 16
-"""Requests at once."""
 LOGGERS = ("lm_eval", "datasets", "evaluate", "huggingface_hub", "transformers")
 PROGRAMS = ("get_git_commit_hash", "add_env_info")
 """Functions of the harness that start other programs, for entries of its result that are not read here."""
@@ -56,27 +55,22 @@ def evaluate_harness(
     seed: int = 0,
     verbose: bool = False,
 ) -> dict[str, Any]:
-    """Runs tasks of the harness on the base and on the edited model.
+    """Runs tasks of the harness on the base and on the edited model, which is handed back as it was.
 
-    Args:
-        model: an edited model; it is handed back as it was.
-        tasks: names of tasks, groups or tags.
-        limit: documents of each task, the first ones; None takes all.
-        include_path: folder of further task files (YAML). They may name Python functions, which the harness runs.
-        batch_size: requests at once.
-        seed: of everything that the harness draws, such as few-shot examples.
-        verbose: lets the harness show its bars and notes, on stderr.
+    include_path: folder of further task files (YAML), which may name Python functions, which the harness runs. limit:
+    documents of each task, the first ones; None takes all. batch_size: requests at once. seed: of everything that the
+    harness draws, such as few-shot examples. verbose: lets the harness show its bars and notes, on stderr.
 
     Returns `results`, a row for every task and metric, ready for JSON: `base` and `edited` with their standard errors
-    (None where the harness has none), their `difference`, how many documents came out otherwise (`changed`), and `p`
-    of the paired permutation test over documents; both None where the metric is not a mean over documents.
+    (None where the harness has none), their `difference`, how many documents came out otherwise (`changed`), and `p` of
+    the paired permutation test over documents; both None where the metric is not a mean over documents.
 
     Raises ConfigError: the harness is not installed, a task that there is not or whose data cannot be loaded, or a
     tokenizer that cannot be made to put a beginning-of-sequence where the base needs it.
     """
     check_request(tasks, include_path)
     harness, language_models, managers = _harness()
-    with model.evaluating(), _unlimited(model), _contained(harness, verbose):
+    with model.evaluating(), _contained(model, harness, verbose):
         manager = task_manager(managers, tasks, include_path)
         answering = language_models.HFLM(
             pretrained=model.model,
@@ -89,7 +83,12 @@ def evaluate_harness(
             base = _run(harness, answering, tasks, manager, limit, seed)
         edited = _run(harness, answering, tasks, manager, limit, seed)
     return {
-        "results": [_row(task, key, base, edited, seed) for task, key in _keys(base)],
+        "results": [
+            _row(task, key, base, edited, seed)
+            for task, entries in base["results"].items()
+            for key, value in entries.items()  # `metric,filter` of every figure
+            if key not in ENTRIES and "_stderr" not in key and _number(value) is not None
+        ],
         "edits": len(model.edits),
         "limit": limit,
         "seed": seed,
@@ -171,23 +170,11 @@ def task_manager(managers: ModuleType, tasks: Sequence[str], include_path: str |
 
 
 @contextmanager
-def _unlimited(model: WiseModel) -> Iterator[None]:
-    """How much is generated is the task's to say; transformers puts a limit of the model's own before it."""
-    generation = model.model.generation_config
+def _contained(model: WiseModel, harness: ModuleType, verbose: bool) -> Iterator[None]:
+    """Random state, loggers and warnings are afterwards as before; stdout gets nothing, stderr what is asked for. How
+    much is generated is the task's to say; transformers puts a limit of the model's own before it."""
+    generation: Any = model.model.generation_config
     limit = getattr(generation, "max_new_tokens", None)
-    if generation is None or limit is None:
-        yield
-        return
-    generation.max_new_tokens = None
-    try:
-        yield
-    finally:
-        generation.max_new_tokens = limit
-
-
-@contextmanager
-def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
-    """Random state, loggers and warnings are afterwards as before; stdout gets nothing, stderr what is asked for."""
     drawn, numbers = random.getstate(), np.random.get_state()
     loggers = [logging.getLogger(name) for name in LOGGERS]
     levels = [logger.level for logger in loggers]
@@ -201,12 +188,16 @@ def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
             warnings.simplefilter("ignore")
             stack.enter_context(redirect_stderr(io.StringIO()))
         try:
+            if limit is not None:
+                generation.max_new_tokens = None
             for logger in loggers if not verbose else ():
                 logger.setLevel(logging.ERROR)
             for name in programs:
                 setattr(evaluator, name, lambda *_: None)
             yield
         finally:
+            if limit is not None:
+                generation.max_new_tokens = limit
             for name, program in programs.items():
                 setattr(evaluator, name, program)
             for logger, level in zip(loggers, levels, strict=True):
@@ -218,7 +209,6 @@ def _contained(harness: ModuleType, verbose: bool) -> Iterator[None]:
 def _run(
     harness: ModuleType, answering: Any, tasks: Sequence[str], manager: Any, limit: int | None, seed: int
 ) -> Mapping[str, Any]:
-    """What the harness gives for the model as it now is."""
     seeds = {f"{name}_seed": seed for name in ("random", "numpy_random", "torch_random", "fewshot_random")}
     try:
         results: Mapping[str, Any] = harness.simple_evaluate(
@@ -230,14 +220,6 @@ def _run(
             "with files of their own (dataset_path: json, data_files) by include_path"
         ) from error
     return results
-
-
-def _keys(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Task and `metric,filter` of every figure."""
-    for task, entries in found["results"].items():
-        for key, value in entries.items():
-            if key not in ENTRIES and "_stderr" not in key and _number(value) is not None:
-                yield task, key
 
 
 def _row(task: str, key: str, base: Mapping[str, Any], edited: Mapping[str, Any], seed: int) -> dict[str, Any]:

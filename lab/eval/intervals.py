@@ -86,9 +86,7 @@ def bootstrap(
         _groups(negative.numel(), negative_clusters)[sides.negative_order],
     )
     counts = [int(group.max()) + 1 for group in groups]
-    drawn = [
-        _resampled(count, max(positive.numel(), negative.numel()), resamples, generator) for count in counts
-    ]
+    drawn = [_resampled(count, max(positive.numel(), negative.numel()), resamples, generator) for count in counts]
     results: dict[str, list[Tensor]] = {name: [] for name in WEIGHTED}
     for hits, false in zip(*drawn, strict=True):
         curve = sides.curve(hits[:, groups[0]], false[:, groups[1]])

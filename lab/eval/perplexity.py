@@ -23,11 +23,9 @@ MAX_LOSS = 700.0
 
 
 def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS) -> list[PromptRow]:
-    """The texts cut into windows that do not overlap, `max_tokens` predicted tokens in all.
-
-    Every window begins as the encoder begins a prompt; where that is with no special token, the first token of a
-    window is only read. A text of which nothing can be predicted gives none.
-    """
+    """The texts cut into windows that do not overlap, `max_tokens` predicted tokens in all. Every window begins as the
+    encoder begins a prompt; where that is with no special token, its first token is only read. A text of which nothing
+    can be predicted gives none."""
     results: list[PromptRow] = []
     left = max_tokens
     for text in texts:
@@ -52,10 +50,8 @@ def measure_perplexity(
     prompter: Prompter, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS
 ) -> dict[str, Any] | None:
     """Perplexity per token of the base and of the edited model over the same windows, the ratio of the two (1: no
-    drift), how many tokens, and at which share of them the argmax is another one. None without texts.
-
-    Raises ConfigError where no text has two tokens, or the model gives NaN.
-    """
+    drift), how many tokens, and at which share of them the argmax is another one. None without texts. Raises
+    ConfigError where no text has two tokens, or the model gives NaN."""
     if not texts:
         return None
     rows = windows(prompter.encoder, texts, max_tokens=max_tokens)

@@ -20,10 +20,8 @@ RETAINED = {"reliability": "all so far", "oldest": "oldest tenth", "teacher_forc
 
 
 def draw_run(run: Mapping[str, Any], path: Path) -> None:
-    """Draws what `wise eval --routing --retention` measured, or the part of it that there is.
-
-    run: as `read_run` gives it. Raises ConfigError where there is nothing to draw, or the file cannot be written.
-    """
+    """Draws what `wise eval --routing --retention` measured, or the part of it that there is, of a run as `read_run`
+    gives it. Raises ConfigError where there is nothing to draw, or the file cannot be written."""
     routing, retention = run["routing"], run["retention"]
     if not routing and len(retention) < 2:
         raise ConfigError("nothing of this run can be drawn: measure with --routing, --retention, or both")

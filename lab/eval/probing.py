@@ -41,18 +41,6 @@ _BEFORE = re.compile(rf"[{re.escape(ENDS)}]*?(?=-\d|[^{re.escape(ENDS)}])")
 """What stands before an answer, up to the sign of a number."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class ProbeFindings:
-    """What probes gave."""
-
-    figures: dict[str, dict[str, Any]]
-    """Kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes, of
-    kinds in `OF_A_CASE` over probes), `n` probes that counted, and how many did not: `conditions_failed`, `too_long`
-    for the context, `excluded` since they ask for what fitting used or another edit changed."""
-    outcomes: tuple[PromptOutcome, ...]
-    """Of each probe that counted."""
-
-
 def normalised(text: str) -> str:
     """Case folded, white space single; a label before it, punctuation at both ends, and around a leading article, and
     that article taken off. The minus sign of a number stays.
@@ -77,17 +65,13 @@ class _Asked:
 
     ids: list[int]
     limit: int
-    """Tokens that the answer may have."""
     gold: list[list[int]]
     """The first answers without what ends them."""
     right: frozenset[str]
-    """The answers, normalised."""
 
 
 @dataclass
 class _Chosen:
-    """The probes that are asked."""
-
     probes: list[tuple[str, Probe]] = field(default_factory=list)
     """With the id of their record."""
     queries: dict[Query, _Asked] = field(default_factory=dict)
@@ -97,13 +81,16 @@ class _Chosen:
     excluded: Counter[str] = field(default_factory=Counter)
 
 
-def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
-    """Asks the probes of the selected records.
+def measure_probes(
+    prompter: Prompter, selection: Selection
+) -> tuple[dict[str, dict[str, Any]], tuple[PromptOutcome, ...]]:
+    """Asks the first `MAX_PROBES` of a record and kind, those left out that ask what fitting used, that must not move
+    and are edited, or that are too long for the context with every answer. Raises ConfigError where the model gives
+    NaN.
 
-    The first `MAX_PROBES` of a record and kind are asked, those left out that ask what fitting used, that must not
-    move and are edited, or that are too long for the context with every answer.
-
-    Raises ConfigError where the model gives NaN.
+    Returns kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes,
+    of kinds in `OF_A_CASE` over probes), `n` probes that counted, and how many did not: `conditions_failed`, `too_long`
+    for the context, `excluded` since they ask for what fitting used or another edit changed; and the outcomes.
     """
     chosen = _choose(prompter, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
@@ -129,19 +116,13 @@ def measure_probes(prompter: Prompter, selection: Selection) -> ProbeFindings:
     base = [_probe_score(probe, before) for _, probe in counted]
     failed = Counter(probe.kind for _, probe in chosen.probes)
     failed.subtract(outcome.measure for outcome in outcomes)
-    return ProbeFindings(
-        figures={
-            kind: _figures(kind, outcomes, base)
-            | {
-                "conditions_failed": failed[kind],
-                "too_long": chosen.too_long[kind],
-                "excluded": chosen.excluded[kind],
-            }
-            for kind in KINDS
-            if kind in chosen.kinds
-        },
-        outcomes=outcomes,
-    )
+    counts = {"conditions_failed": failed, "too_long": chosen.too_long, "excluded": chosen.excluded}
+    figures = {
+        kind: _figures(kind, outcomes, base) | {name: count[kind] for name, count in counts.items()}
+        for kind in KINDS
+        if kind in chosen.kinds
+    }
+    return figures, outcomes
 
 
 def _choose(prompter: Prompter, selection: Selection) -> _Chosen:

@@ -9,21 +9,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shortened
 from statistics import fmean
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from wise.edits import Edit, Record
+from wise.edits import Record
 from wise.errors import ConfigError, EditError
-from wise.lab.editors.base import WholePrompts
+from wise.lab.editors.base import Baseline, WholePrompts
 from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
+from wise.model import WiseModel
 from wise.probes import Probe
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy, right_pad
@@ -37,37 +38,13 @@ MAX_PROMPTS = 4
 """Paraphrases, and neighbours, of one record that are asked: the first ones."""
 
 
-class EditedModel(Protocol):
-    """What is measured: a model that was edited, by a side memory or in whatever way, and its base inside it."""
-
-    @property
-    def model(self) -> PreTrainedModel:
-        """What is asked."""
-        ...
-
-    @property
-    def encoder(self) -> Encoder: ...
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        """Those that were applied, or are live."""
-        ...
-
-    def disabled(self) -> AbstractContextManager[PreTrainedModel]:
-        """The base speaks for the length of a `with` block."""
-        ...
-
-    def evaluating(self) -> AbstractContextManager[None]:
-        """Dropout is off for the length of a `with` block."""
-        ...
+EditedModel = WiseModel | Baseline[Any]
+"""What is measured: a model that was edited, by a side memory or by an editor of the literature, its base inside it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptOutcome:
-    """What one prompt gave."""
-
     record: str
-    """Id of the record's edit."""
     measure: str
     """One of `wise.lab.eval.quality.MEASURES`, or the kind of a probe."""
     prompt: str
@@ -98,8 +75,6 @@ class Tested:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """What is asked of the records of one measurement."""
-
     tested: tuple[Tested, ...]
     fitted: frozenset[str]
     """Prompts that fitting used or may have used."""
@@ -108,11 +83,9 @@ class Selection:
 
 
 def select(model: EditedModel, records: Sequence[Record]) -> Selection:
-    """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact.
-
-    Edits that are live or measured count. Where two records share a prompt the later edit is the wanted one, and
-    only it is measured.
-    """
+    """What is asked of `records`: no paraphrase that fitting used, no neighbour that asks for an edited fact; edits
+    that are live or measured count. Where two records share a prompt the later edit is the wanted one, and only it is
+    measured."""
     edits = [*model.edits, *(record.edit for record in records)]
     asked = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
     fitted = asked | {prompt for edit in edits for prompt in edit.locality}
@@ -153,10 +126,8 @@ class PromptRow:
 
 
 class Prompter:
-    """Asks the edited model, or its base.
-
-    Each method takes the name of what is asked, which `progress` is told, and whether the base is to answer.
-    """
+    """Asks the edited model, or its base. Each method takes the name of what is asked, which `progress` is told, and
+    whether the base is to answer."""
 
     def __init__(self, model: EditedModel, progress: Progress = silent) -> None:
         self.model = model
@@ -200,16 +171,17 @@ class Prompter:
 
     def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
         """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
-        if base or not isinstance(self.model, WholePrompts):
-            return [list(prompt) for prompt in prompts]
-        return self.model.given(prompts)
+        return self._whole(base).given(prompts)
+
+    def _whole(self, base: bool) -> WholePrompts:
+        return self.model if isinstance(self.model, WholePrompts) and not base else WholePrompts()
 
     def _read(self, model: PreTrainedModel, part: Sequence[PromptRow], *, base: bool) -> list[Tensor]:
         """`logits` of rows, of which an editor that looks at whole prompts is told where these end."""
-        given = self.given([row.prompt for row in part], base=base)
+        whole = self._whole(base)
+        given = whole.given([row.prompt for row in part])
         rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]
-        whole = self.model if isinstance(self.model, WholePrompts) and not base else None
-        with nullcontext() if whole is None else whole.reading([len(row.prompt) for row in rows]):
+        with whole.reading([len(row.prompt) for row in rows]):
             return logits(model, rows)
 
     def mapped(
@@ -233,10 +205,8 @@ class Prompter:
         return [values[i] for i in range(len(items))]
 
     def room(self, record: Record, what: str, prompt: str, ids: Sequence[int], least: int) -> int:
-        """Tokens that the context leaves behind a prompt.
-
-        Raises EditError, naming the record, where those are fewer than `least`, or the prompt has no token.
-        """
+        """Tokens that the context leaves behind a prompt. Raises EditError, naming the record, where those are fewer
+        than `least`, or the prompt has no token."""
         where = f"{record.source or record.edit.id}: the prompt {shortened(prompt)} ({what})"
         if not ids:
             raise EditError(f"{where} has no token in this model's vocabulary; leave it out")
@@ -260,10 +230,8 @@ def rows_at_once(rows: Sequence[PromptRow]) -> int:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
-    """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from.
-
-    Raises ConfigError where one is NaN, which no comparison would notice.
-    """
+    """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from. Raises ConfigError where
+    one is NaN, which no comparison would notice."""
     ids, mask = right_pad([row.ids for row in rows], device=execution_device(model))
     begin = min(len(row.prompt) for row in rows) - 1  # logits before it are of no use, and a vocabulary is large
     out = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - begin).logits
@@ -296,7 +264,6 @@ def plain(answer: str) -> str:
 
 
 def share(best: Sequence[int], wanted: Sequence[int]) -> float:
-    """Share of places that agree."""
     return fmean(float(a == b) for a, b in zip(best, wanted, strict=True))
 
 

@@ -38,10 +38,7 @@ from wise.training.encoding import Encoder
 from wise.training.verification import SPARE_TOKENS
 
 RELIABILITY, GENERALIZATION, FREE_GENERALIZATION, LOCALITY = MEASURES = (
-    "reliability",
-    "generalization",
-    "free_generalization",
-    "locality",
+    "reliability", "generalization", "free_generalization", "locality"
 )
 """The edit's prompt gives the target; unseen paraphrases do; freer wordings do; what is beside it says what the base
 says."""
@@ -57,17 +54,14 @@ class Quality:
     outcomes: tuple[PromptOutcome, ...]
     """Those of `MEASURES`, locality last, and then those of probes."""
     counterfact: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.probability.measure_probability`."""
     probes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    """Kind -> figures, see `wise.lab.eval.probing.ProbeFindings`."""
+    """Kind -> figures, see `wise.lab.eval.probing.measure_probes`."""
     instances: Mapping[str, Any] = field(default_factory=lambda: {"edit_wise": None, "instance_wise": None, "n": 0})
     """MQuAKE's (Zhong et al. 2023). `edit_wise`: over records that belong to one of `n` groups, the share of edits that
     are recalled. `instance_wise`: over probes of `single_hops`, the share of cases of which all single facts are,
     unedited ones too; None without such probes."""
     fluency: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.fluency.measure_fluency`."""
     perplexity: Mapping[str, Any] | None = None
-    """See `wise.lab.eval.perplexity.measure_perplexity`."""
 
     @property
     def generated(self) -> dict[str, float | None]:
@@ -76,7 +70,6 @@ class Quality:
 
     @property
     def teacher_forced(self) -> dict[str, float | None]:
-        """As `generated`."""
         return {measure: self._mean(measure, lambda outcome: outcome.teacher_forced) for measure in MEASURES}
 
     @property
@@ -126,19 +119,11 @@ def measure_quality(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Quality:
-    """Measures the edits of `records` on the model as it now is, edited or not.
+    """Measures the edits of `records` on the model as it now is, edited or not, as `select` chooses what is asked.
+    texts: running text for perplexity. seed: of the sampled text.
 
-    Generalization asks no paraphrase that a live or measured edit was or may have been fitted on. Locality asks no
-    neighbour that asks for an edited fact, whose answer is meant to change. Where two records share a prompt the
-    later edit is the wanted one, and only it is measured.
-
-    Args:
-        texts: running text for perplexity.
-        seed: of the sampled text.
-        progress: called with what is being asked, how much of it is through, and of how much.
-
-    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit
-    the model's context; ConfigError where the model gives NaN.
+    Raises EditError, before anything is asked, for a prompt of an edit, paraphrase or neighbour that does not fit the
+    model's context; ConfigError where the model gives NaN.
     """
     selection = select(model, records)
     prompter = Prompter(model, progress)
@@ -147,12 +132,12 @@ def measure_quality(
     with model.evaluating():
         edits = _ask_about(prompter, about)
         outcomes = (*edits, *_ask_beside(prompter, beside))
-        probes = measure_probes(prompter, selection)
+        probes, probed = measure_probes(prompter, selection)
         return Quality(
-            outcomes=(*outcomes, *probes.outcomes),
+            outcomes=(*outcomes, *probed),
             counterfact=measure_probability(prompter, compared),
-            probes=probes.figures,
-            instances=_instances(records, edits, probes.figures),
+            probes=probes,
+            instances=_instances(records, edits, probes),
             fluency=measure_fluency(prompter, openings(prompter, selection.tested), seed=seed),
             perplexity=measure_perplexity(prompter, texts or ()),
         )
@@ -166,9 +151,7 @@ class Question:
     measure: str
     prompt: str
     ids: list[int]
-    """The prompt."""
     limit: int
-    """Tokens that the answer may have."""
     target: list[int]
     """The answer wanted, with what ends it; empty for locality."""
 
@@ -187,17 +170,13 @@ def _questions(prompter: Prompter, selection: Selection) -> tuple[list[Question]
     """Prompts that must give the target, and prompts that must give what the base gives."""
     about, beside = [], []
     for tested in selection.tested:
-        _check(prompter, tested.record)
+        try:
+            prompter.encoder.check(tested.record.edit)
+        except EditError as error:
+            raise EditError(f"{tested.record.source or tested.record.edit.id}: {error}") from None
         about += [question_of(prompter, tested.record, measure, prompt) for measure, prompt in wordings(tested)]
         beside += [question_of(prompter, tested.record, LOCALITY, p) for p in tested.neighbours]
     return about, beside
-
-
-def _check(prompter: Prompter, record: Record) -> None:
-    try:
-        prompter.encoder.check(record.edit)
-    except EditError as error:
-        raise EditError(f"{record.source or record.edit.id}: {error}") from None
 
 
 def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -> Question:
@@ -214,7 +193,6 @@ def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -
 
 
 def _ask_about(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
-    """Prompts that must give the target."""
     encoder = prompter.encoder
     gold = [question.target[: -len(encoder.terminator)] for question in questions]
     best = prompter.best("about", [PromptRow(prompt=q.ids, fed=ids) for q, ids in zip(questions, gold, strict=True)])
@@ -234,7 +212,6 @@ def answered_right(encoder: Encoder, question: Question, answer: Sequence[int]) 
 
 
 def _ask_beside(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
-    """Prompts that must give what the base gives."""
     encoder = prompter.encoder
     before = _answers(prompter, LOCALITY, questions, base=True)
     rows = [PromptRow(prompt=q.ids, fed=answer) for q, answer in zip(questions, before, strict=True)]

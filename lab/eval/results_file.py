@@ -18,7 +18,6 @@ from wise.errors import ConfigError, given
 from wise.memory.folder import replaced_file
 
 SCHEMA = 1
-"""Of the files that this version writes and reads."""
 
 KEYS: dict[str, str] = {
     "edits": "number",
@@ -72,11 +71,9 @@ _REMEDY = "give a file that 'wise eval --output FILE' wrote"
 
 
 def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
-    """The run in a file, every key of `KEYS` there and of its kind.
-
-    Raises ConfigError, naming the file and what to do: it cannot be read, is not JSON (NaN is none either), holds a
-    whole number that is no float, is not a run, or a run of another schema.
-    """
+    """The run in a file, every key of `KEYS` there and of its kind. Raises ConfigError, naming the file and what to do:
+    it cannot be read, is not JSON (NaN is none either), holds a whole number that is no float, is not a run, or of
+    another schema."""
     path = Path(path)
     try:
         run = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_number, parse_int=_whole_number)
@@ -84,16 +81,13 @@ def read_run(path: str | PathLike[str]) -> Mapping[str, Any]:
         raise ConfigError(f"{path}: {error.strerror}; {_REMEDY}") from error
     except (ValueError, RecursionError) as error:  # bad UTF-8 is a ValueError too
         raise ConfigError(f"{path}: not JSON ({error}); {_REMEDY}") from error
-    if not isinstance(run, dict):
-        raise ConfigError(f"{path}: {given(run)} was found, the object of a run was expected; {_REMEDY}")
-    _check_schema(path, run)
-    absent = [name for name in KEYS if name not in run]
-    if absent:
-        raise ConfigError(f"{path}: not a whole run, it has no {', '.join(absent)}; {_REMEDY}")
-    _check_kinds(f"{path}: ", run, KEYS)
+    if isinstance(run, dict):
+        _check_schema(path, run)
+    _check(f"{path}: ", run, "the object of a run", KEYS)
     for place, outcome in enumerate(run["outcomes"]):
-        _check_outcome(f"{path}: outcomes[{place}]", outcome)
-    return run
+        _check(f"{path}: outcomes[{place}].", outcome, "an object", OUTCOME)
+    whole: Mapping[str, Any] = run
+    return whole
 
 
 def with_source(run: Mapping[str, Any], about: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -130,16 +124,13 @@ def _check_schema(path: Path, run: Mapping[str, Any]) -> None:
     raise ConfigError(f"{path}: a run of schema {given(schema)}, and schema {SCHEMA} is what is read here; {remedy}")
 
 
-def _check_outcome(where: str, outcome: Any) -> None:
-    if not isinstance(outcome, dict):
-        raise ConfigError(f"{where}: {given(outcome)} was found, an object was expected; {_REMEDY}")
-    absent = [name for name in OUTCOME if name not in outcome]
+def _check(prefix: str, found: Any, what: str, kinds: Mapping[str, str]) -> None:
+    where = prefix.rstrip(".: ")
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: {given(found)} was found, {what} was expected; {_REMEDY}")
+    absent = [name for name in kinds if name not in found]
     if absent:
         raise ConfigError(f"{where}: it has no {', '.join(absent)}; {_REMEDY}")
-    _check_kinds(f"{where}.", outcome, OUTCOME)
-
-
-def _check_kinds(prefix: str, found: Mapping[str, Any], kinds: Mapping[str, str]) -> None:
     for name, kind in kinds.items():
         value = found[name]
         right = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)

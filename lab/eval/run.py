@@ -16,8 +16,9 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
-from wise.lab.eval.candidates import Learning, OpenEditor, all_settings, find_editor, open_editor
+from wise.lab.eval.candidates import Learning, all_settings, find_editor, open_editor
 from wise.lab.eval.environment import described, environment
+from wise.lab.eval.prompting import EditedModel
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.results_file import SCHEMA
 from wise.lab.eval.routing.classes import build_routing_set
@@ -50,7 +51,6 @@ class Evaluation:
 
     editor: str
     edits: int
-    """Edits that were asked for."""
     quality: Quality
     failed: tuple[str, ...]
     """Ids of edits that did not verify when they were made, or were lost to a later one."""
@@ -60,7 +60,6 @@ class Evaluation:
     routing: Routing | None = None
     retention: tuple[Mapping[str, float | None], ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
-    """Settings, model and machine of the run."""
     started: str = ""
     """ISO 8601, UTC."""
     measuring_seconds: float = 0.0
@@ -108,38 +107,30 @@ def evaluate(
     learning: Learning | None = None,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Edits a model with the edits of `records`, in their order, and measures all of them at the end.
+    """Edits a model with the edits of `records`, in their order, and measures all of them at the end. The model is
+    handed back as it was.
 
-    The model is handed back as it was.
-
-    Args:
-        editor: a name in `EDITORS`.
-        settings: of the editor: fields of `WiseConfig`, or of its own `Config`.
-        batch: edits per call, as a stream would bring them; None is what the editor's paper does.
-        scope: what else is measured; None measures the records alone.
-        learning: what editors of the literature may learn from.
-        progress: called with what is being done, how much of it is through, and of how much.
+    settings: of the editor: fields of `WiseConfig`, or of its own `Config`. batch: edits per call, as a stream would
+    bring them; None is what the editor's paper does. scope: what else is measured. learning: what editors may learn
+    from.
 
     Raises ConfigError for an unknown editor or a setting out of range; and EditError for an edit or a test prompt that
     the model cannot take.
     """
     scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
-    _check(scope, editor)
-    batch = batch or find_editor(editor).batch
+    spec = find_editor(editor)
+    if scope.routing and spec.kind != "memory":
+        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
+    if scope.retention and not spec.edits:
+        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
     subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
-    stream = _Stream(subject, [record.edit for record in records], batch, progress)
+    stream = _Stream(subject, [record.edit for record in records], batch or spec.batch, progress)
     try:
         about = _about(subject, tokenizer, config)
-        retention = _stream(stream, records, scope) if find_editor(editor).edits else []
-        quality = measure_quality(
-            subject,
-            records,
-            texts=scope.texts,
-            seed=config["seed"],
-            progress=progress,
-        )
+        retention = _stream(stream, records, scope) if spec.edits else []
+        quality = measure_quality(subject, records, texts=scope.texts, seed=config["seed"], progress=progress)
         routing = _routing(subject, records, scope, progress) if scope.routing else None
         return Evaluation(
             editor=editor,
@@ -163,7 +154,7 @@ def evaluate(
 class _Stream:
     """Applies edits to one model, up to where it is asked to."""
 
-    def __init__(self, subject: OpenEditor, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
+    def __init__(self, subject: EditedModel, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
         """batch: edits of a call; None makes one call of all that are asked for."""
         self.subject, self.edits, self.batch, self.progress = subject, edits, batch, progress
         self.reports: list[EditReport] = []
@@ -179,7 +170,6 @@ class _Stream:
         self.preparing_seconds = time.perf_counter() - begun
 
     def advance(self, end: int) -> None:
-        """Applies the edits up to number `end`."""
         while self.done < end:
             start, stop = self.done, min(self.done + (self.batch or end), end)
             self.reports.append(self.subject.edit(self.edits[start:stop], progress=self._part))
@@ -187,7 +177,6 @@ class _Stream:
             self.progress("edits", stop, len(self.edits))
 
     def _part(self, count: int) -> None:
-        """`count` edits of the call in progress are through."""
         self.progress("edits", self.done + count, len(self.edits))
 
     @property
@@ -198,23 +187,11 @@ class _Stream:
 
 def stops(edits: int) -> list[int]:
     """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
-    results = {edits}
-    power = 1
-    while power <= edits:
-        results.update(power * stop for stop in STOPS if power * stop <= edits)
-        power *= 10
-    return sorted(results)
+    found = (stop * 10**power for power in range(len(str(edits))) for stop in STOPS)
+    return sorted({edits, *(count for count in found if count <= edits)})
 
 
-def _check(scope: Scope, editor: str) -> None:
-    chosen = find_editor(editor)
-    if scope.routing and chosen.kind != "memory":
-        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
-    if scope.retention and not chosen.edits:
-        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
-
-
-def _about(subject: OpenEditor, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+def _about(subject: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
     model = subject.model
     target_module = subject.target_module if isinstance(subject, WiseModel) else locate(model, WiseConfig())
     with subject.disabled():
@@ -256,17 +233,12 @@ def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[di
     return results
 
 
-def _routing(wrapped: OpenEditor, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:
+def _routing(wrapped: EditedModel, records: Sequence[Record], scope: Scope, progress: Progress) -> Routing | None:
     """None where no edit held: there is no router to measure then, and that is a result too."""
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None
     seed = wrapped.wise_config.seed
     ground = build_routing_set(
-        records,
-        live=wrapped.edits,
-        pool=scope.pool,
-        encoder=wrapped.encoder,
-        text=scope.texts,
-        seed=seed,
+        records, live=wrapped.edits, pool=scope.pool, encoder=wrapped.encoder, text=scope.texts, seed=seed
     )
     return measure_routing(wrapped, ground, records, progress=progress, seed=seed)

@@ -18,6 +18,7 @@ Everything is a function of its arguments and the seed.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import comb
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,6 @@ FLIPS = 10_000
 RESAMPLES = 10_000
 LEVEL = 0.95
 CELLS = 1 << 20
-"""Random numbers at once."""
 SLACK = 1e-12
 """Share of the sum of all differences by which two sums may differ and count as equal: what rounding does."""
 
@@ -61,20 +61,15 @@ def bootstrap_interval(
     """The 95 % percentile interval of the mean of `differences` `[records]`, records drawn with replacement."""
     values = np.asarray(differences, dtype=np.float64)
     generator = np.random.default_rng(seed)
-    means = np.concatenate(
-        [
-            values[generator.integers(0, len(values), size=(part, len(values)))].mean(1)
-            for part in _parts(resamples, len(values))
-        ]
-    )
+    draws = (generator.integers(0, len(values), size=(part, len(values))) for part in _parts(resamples, len(values)))
+    means = np.concatenate([values[drawn].mean(1) for drawn in draws])
     low, high = np.quantile(means, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
     return float(low), float(high)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never
-    below an adjusted smaller one, at most 1.
-    """
+    """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never below
+    an adjusted smaller one, at most 1."""
     values = np.asarray(ps, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
@@ -88,20 +83,12 @@ def _parts(total: int, width: int) -> list[int]:
     return [min(most, total - start) for start in range(0, total, most)]
 
 
-def _binomial(n: int) -> Floats:
-    """`[n + 1]` probabilities of 0 to n heads; each is rounded once, from whole numbers."""
-    ways, chances = 1, []
-    for heads in range(n + 1):
-        chances.append(ways / 2**n)
-        ways = ways * (n - heads) // (heads + 1)
-    return np.asarray(chances)
-
-
 def _exact_sums(sizes: Floats, counts: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Every sum that signs can give, and its probability: `[sums]` each."""
     sums, chances = np.zeros(1), np.ones(1)
     for size, count in zip(sizes, counts.tolist(), strict=True):
         steps = size * (2.0 * np.arange(count + 1) - count)
         sums = (sums[:, None] + steps).reshape(-1)
-        chances = (chances[:, None] * _binomial(count)).reshape(-1)
+        heads = np.asarray([comb(count, n) / 2**count for n in range(count + 1)])  # each rounded once
+        chances = (chances[:, None] * heads).reshape(-1)
     return sums, chances

@@ -22,20 +22,16 @@ from wise.formats.fields import Fields
 logger = logging.getLogger(__name__)
 
 KNOWN = ("prompt", "subject", "attribute", "relation_id")
-"""Fields of a known fact."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One fact. Spaces after the prompt and white space around the answer are taken off.
-
-    Raises EditError where a text is blank or of the wrong type, or the prompt does not name the subject.
-    """
+    """One fact. Spaces after the prompt and white space around the answer are taken off. Raises EditError where a text
+    is blank or of the wrong type, or the prompt does not name the subject."""
 
     prompt: str
     """What is asked; ends right before the answer."""
     subject: str
-    """As it is written in `prompt`."""
     answer: str
     """The right one, of the world and not of an edit."""
     relation: str | None = None
@@ -62,18 +58,14 @@ def read_facts(
     columns: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> list[Fact]:
-    """Read ROME's known facts, or the facts that the edits of any file of `wise.formats.edit_file` replace.
+    """Reads ROME's known facts, or the facts that the edits of any file of `wise.formats.edit_file` replace, each once.
+    An edit without a subject or without the answer that was right before holds no fact; how many were left out is told
+    to the log.
 
-    An edit without a subject or without the answer that was right before holds no fact; how many were left
-    out is told to the log. A fact that several edits replace is read once.
+    path, format and columns: as of `wise.formats.edit_file.read_records`; where `columns` names one for `attribute`,
+    the right answer, the file is one of known facts. limit: read no more than this many facts.
 
-    Args:
-        path: as for `wise.formats.edit_file.read_records`, and so are `format` and `columns`; where `columns` names one
-            for `attribute`, the right answer, the file is one of known facts.
-        limit: read no more than this many facts.
-
-    Raises:
-        EditError: the first problem in the file, or no fact is left.
+    Raises EditError for the first problem in the file, or where no fact is left.
     """
     path = Path(path)
     check_limit(limit)

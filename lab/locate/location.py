@@ -50,14 +50,11 @@ def trace(
 ) -> Location:
     """Traces facts through a causal LM that is not wrapped; it is handed back as it was.
 
-    Args:
-        samples: draws of noise per fact.
-        window: layers whose feed-forward, or attention, outputs are restored together; None takes 10 of 48.
-        name: what the model is called in the result.
-        progress: called with what is being done, how much of it is through, and of how much.
+    samples: draws of noise per fact. window: layers whose feed-forward, or attention, outputs are restored together;
+    None takes 10 of 48. name: what the model is called in the result.
 
-    Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a
-    model whose blocks are not known or whose probabilities are no numbers.
+    Raises ConfigError for a number out of range, or where no fact can be traced, and UnsupportedModelError for a model
+    whose blocks are not known or whose probabilities are no numbers.
     """
     sites = find_sites(model)
     window = default_window(sites.depth) if window is None else window
@@ -108,14 +105,11 @@ def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: 
             if held:
                 rows.append(_means(held))
         mean.append([*_means(rows)] if rows else [None] * layers)
-        ci.append([*_intervals(rows, seed)] if rows else [None] * layers)
+        # All columns from the same draws of rows.
+        intervals = [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
+        ci.append([*intervals] if rows else [None] * layers)
         n.append(len(rows))
     return Effects(mean=mean, ci=ci, n=n)
-
-
-def _intervals(rows: Sequence[Sequence[float]], seed: int) -> list[list[float]]:
-    """Per column its 95% interval, low and high: all columns from the same draws of rows."""
-    return [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]
 
 
 def _means(rows: Sequence[Sequence[float]]) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 COLOURS = {STATE: "Purples", FFN: "Greens", ATTENTION: "Reds"}
-"""As in the paper."""
 FIGURES = {"reliability": "#08519c", "generalization": "#6baed6", "locality": "#d94801", "success": "black"}
 WRITTEN = 12
 """Layers up to which the cells hold their numbers."""
@@ -23,10 +22,8 @@ DARK = 0.55
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf).
-
-    Raises ConfigError where matplotlib is not installed or the file cannot be written.
-    """
+    """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf). Raises ConfigError where
+    matplotlib is not installed or the file cannot be written."""
     swept = bool(result["sweep"])
     figure = new_figure(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0)
     parts: Any = figure.subfigures(1 + swept, 1, squeeze=False)
@@ -59,14 +56,11 @@ def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str) -> None:
                     axes.text(layer, row, shown, ha="center", va="center", size=8.5, color="white" if dark else "black")
     width = "" if kind == "state" or result["window"] == 1 else f", {result['window']} layers around"
     axes.set_title(f"{TITLES[kind]}{width}", size=11)
-    axes.set_yticks(range(len(result["roles"])), _labels(result["roles"], effects["n"]))
+    labels = [f"{role} ({count})" for role, count in zip(result["roles"], effects["n"], strict=True)]
+    axes.set_yticks(range(len(result["roles"])), labels)
     axes.set_xlabel("layer restored")
     _layers(axes, result["layers"])
     axes.figure.colorbar(image, ax=axes, pad=0.02)
-
-
-def _labels(roles: Sequence[str], n: Sequence[int]) -> list[str]:
-    return [f"{role} ({count})" for role, count in zip(roles, n, strict=True)]
 
 
 def _success(axes: Axes, result: Mapping[str, Any]) -> None:

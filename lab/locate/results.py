@@ -28,8 +28,6 @@ TRACED = {
 
 @dataclass(frozen=True, kw_only=True)
 class LayerResult:
-    """What edits at one layer gave."""
-
     layer: int
     reliability: float | None
     generalization: float | None
@@ -42,11 +40,9 @@ class LayerResult:
 
     @property
     def success(self) -> float:
-        """The mean of the generated figures that were measured."""
         return fmean(figure for name in FIGURES if (figure := getattr(self, name)) is not None)
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON, the effects beside the other figures."""
         figures = asdict(self)
         effects = figures.pop("effects")
         return {**figures, "success": self.success, **effects}
@@ -54,11 +50,8 @@ class LayerResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep:
-    """The layers edited, and the one to edit."""
-
     results: tuple[LayerResult, ...]
     records: Mapping[str, Any]
-    """Which records were edited."""
 
     @property
     def best(self) -> LayerResult:
@@ -100,11 +93,9 @@ class Location:
 
     model: Mapping[str, Any]
     facts: int
-    """Facts traced."""
     skipped: Mapping[str, int]
     """Why facts were left out -> how many."""
     noise: float
-    """Standard deviation of the noise."""
     samples: int
     window: int
     layers: int
@@ -121,7 +112,6 @@ class Location:
         return self.effects[kind].mean[ROLES.index(role)]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON, with room for a sweep."""
         return asdict(self) | {"roles": list(ROLES), "sweep": [], "sweep_records": None, "recommendation": None}
 
 

@@ -16,11 +16,8 @@ FIRST_SUBJECT, MIDDLE_SUBJECT, LAST_SUBJECT, FIRST_SUBSEQUENT, FURTHER, LAST = R
 
 
 def subject_span(encoder: Encoder, prompt: str, subject: str) -> Span | None:
-    """The tokens of `encoder.prompt(prompt)` that hold the subject: the first, and the one behind the last.
-
-    None where the subject does not stand in the prompt, or does so more than once: noise on one of two leaves the fact
-    readable.
-    """
+    """The tokens of `encoder.prompt(prompt)` that hold the subject: the first, and the one behind the last. None where
+    the prompt does not name the subject, or more than once: noise on one of two leaves the fact readable."""
     spans = subject_spans(encoder, prompt, subject)
     return spans[0] if len(spans) == 1 else None
 

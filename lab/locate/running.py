@@ -7,8 +7,9 @@ happened. All rows of a run are the same prompt, so nothing is padded.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -30,14 +31,11 @@ class Noise:
     """`[rows, tokens, e]`"""
 
     def select(self, rows: Tensor) -> Noise:
-        """The noise of the given rows, in the given order."""
         return Noise(start=self.start, values=self.values[rows])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """What a run gave."""
-
     logits: Tensor
     """`[rows, vocabulary]` float32, behind the last token."""
     outputs: dict[str, list[Tensor]]
@@ -72,14 +70,12 @@ class Runner:
         return self._forward(ids, 1, None, last)[0]
 
     def record(self, ids: Sequence[int], noise: Noise | None = None) -> Run:
-        """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave.
-
-        Raises UnsupportedModelError where a place is never reached, or more than once.
-        """
+        """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave. Raises
+        UnsupportedModelError where a place is never reached, or more than once."""
         rows = 1 if noise is None else len(noise.values)
         layers = range(self.sites.depth)
         seen: dict[tuple[str, int], list[Tensor]] = {(kind, layer): [] for kind in KINDS for layer in layers}
-        with hooked((self.sites.module(*place), _taker(taken)) for place, taken in seen.items()):
+        with hooked((self.sites.module(*place), partial(_take, taken)) for place, taken in seen.items()):
             logits = self._forward(ids, rows, noise)[:, -1]
         for (kind, layer), taken in seen.items():
             if len(taken) != 1:
@@ -96,7 +92,7 @@ class Runner:
         by_place: dict[tuple[str, int], list[Patch]] = {}
         for patch in patches:
             by_place.setdefault((patch.kind, patch.layer), []).append(patch)
-        putters = ((self.sites.module(*place), _putter(here, rows, len(ids))) for place, here in by_place.items())
+        putters = ((self.sites.module(*place), partial(_put, here, rows, len(ids))) for place, here in by_place.items())
         with hooked(putters):
             return self._forward(ids, rows, noise)[:, -1]
 
@@ -105,42 +101,29 @@ class Runner:
         """Logits `[rows, last, vocabulary]` float32, behind the last tokens."""
         tokens = torch.tensor([list(ids)], device=self.device).expand(rows, -1)
         only = {"logits_to_keep": last} if self._last_only else {}
-        with hooked([] if noise is None else [(self.sites.embedding, _noiser(noise))]):
+        with hooked([] if noise is None else [(self.sites.embedding, partial(_disturb, noise))]):
             logits: Tensor = self.model(input_ids=tokens, use_cache=False, **only).logits
         return logits[:, -last:].float()
 
 
-Hook = Callable[[nn.Module, Any, Any], Any]
-
-
-def _taker(taken: list[Tensor]) -> Hook:
+def _take(taken: list[Tensor], _module: nn.Module, _args: Any, output: Any) -> None:
     """A copy is taken: Falcon adds what attention gives into the feed-forward output, in place."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-        state = first_tensor(output)
-        if state is not None:
-            taken.append(state.clone(memory_format=torch.contiguous_format))
-
-    return hook
+    state = first_tensor(output)
+    if state is not None:
+        taken.append(state.clone(memory_format=torch.contiguous_format))
 
 
-def _noiser(noise: Noise) -> Hook:
-    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
-        noisy = output.clone()
-        noisy[:, noise.start : noise.start + noise.values.shape[1]] += noise.values.to(noisy)
-        return noisy
-
-    return hook
+def _disturb(noise: Noise, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+    noisy = output.clone()
+    noisy[:, noise.start : noise.start + noise.values.shape[1]] += noise.values.to(noisy)
+    return noisy
 
 
-def _putter(patches: Sequence[Patch], rows: int, tokens: int) -> Hook:
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        given = first_tensor(output)
-        if given is None:
-            return output
-        changed = given.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
-        for patch in patches:
-            changed[patch.rows, patch.tokens] = patch.values.to(changed)
-        return with_first(output, changed.reshape(given.shape))
-
-    return hook
+def _put(patches: Sequence[Patch], rows: int, tokens: int, _module: nn.Module, _args: Any, output: Any) -> Any:
+    given = first_tensor(output)
+    if given is None:
+        return output
+    changed = given.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
+    for patch in patches:
+        changed[patch.rows, patch.tokens] = patch.values.to(changed)
+    return with_first(output, changed.reshape(given.shape))

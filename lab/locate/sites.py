@@ -55,19 +55,15 @@ class Sites:
 
     @property
     def depth(self) -> int:
-        """Number of blocks."""
         return len(self.blocks)
 
     def module(self, kind: str, layer: int) -> nn.Module:
-        """The module whose output is the place `kind` of block `layer`."""
         return {STATE: self.blocks, FFN: self.ffn, ATTENTION: self.attention}[kind][layer]
 
 
 def find_sites(model: PreTrainedModel) -> Sites:
-    """The places of a model of the table `ATTENTION_OUTPUTS`.
-
-    Raises UnsupportedModelError where the architecture is not in it, or this model is built otherwise.
-    """
+    """The places of a model of the table `ATTENTION_OUTPUTS`. Raises UnsupportedModelError where the architecture is
+    not in it, or this model is built otherwise."""
     model_type = str(model.config.model_type)
     template = ATTENTION_OUTPUTS.get(model_type)
     if template is None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.run import evaluate
-from wise.lab.locate.results import FIGURES, TRACED, LayerResult, Location, Sweep
+from wise.lab.locate.results import TRACED, LayerResult, Location, Sweep
 from wise.lab.locate.sites import check_layers
 
 EDITOR = "wise-retrieve"
@@ -27,13 +26,9 @@ def sweep(
     layers: Sequence[int] | None = None,
     progress: Progress = silent,
 ) -> Sweep:
-    """Edits the model at each layer with all of `records`, measures that, and hands it back as it was.
-
-    The recommended layer is chosen on these records; measure what it is worth on others.
-
-    Args:
-        first: number in their file of the first record, which the result names.
-        layers: the layers to edit; None takes all.
+    """Edits the model at each layer with all of `records`, measures that, and hands it back as it was. The recommended
+    layer is chosen on these records; measure what it is worth on others. first: number of the first record in its file,
+    for the result. layers: those to edit; None takes all.
 
     Raises ConfigError for a layer that there is not, and EditError for a record that the model cannot take.
     """
@@ -41,25 +36,27 @@ def sweep(
     # Sampled text and probes take most of a measurement, and decide nothing here.
     bare = [replace(record, probes=(), generation_prompts=(), free_paraphrases=(), answer=None) for record in records]
 
-    def edited(layer: int) -> dict[str, Any]:
+    results = []
+    for layer in chosen:
         result = evaluate(
             model,
             tokenizer,
             bare,
             editor=EDITOR,
             settings={"layer": layer, "seed": location.seed},
-            progress=lambda name, done, total: progress(f"layer {layer}: {name}", done, total),
+            progress=lambda name, done, total, layer=layer: progress(f"layer {layer}: {name}", done, total),
         )
-        return {
-            **{measure: result.quality.generated[measure] for measure in FIGURES},
-            "failed": len(result.failed),
-            "cpu_seconds_per_edit": result.cpu_seconds / len(records),
-        }
-
-    results = []
-    for layer in chosen:
-        figures = edited(layer)
-        effects = {name: location.effect(*where)[layer] for name, where in TRACED.items()}
-        results.append(LayerResult(layer=layer, effects=effects, **figures))
+        figures = result.quality.generated
+        results.append(
+            LayerResult(
+                layer=layer,
+                reliability=figures["reliability"],
+                generalization=figures["generalization"],
+                locality=figures["locality"],
+                failed=len(result.failed),
+                cpu_seconds_per_edit=result.cpu_seconds / len(records),
+                effects={name: location.effect(*where)[layer] for name, where in TRACED.items()},
+            )
+        )
     described = {"first": first, "count": len(records), "ids": [record.edit.id for record in records]}
     return Sweep(results=tuple(results), records=described)

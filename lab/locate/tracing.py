@@ -51,7 +51,6 @@ class Known:
     span: tuple[int, int]
     """The subject's first token, and the one behind its last."""
     answer: int
-    """The answer's first token."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +81,9 @@ def window_layers(layer: int, window: int, depth: int) -> range:
 
 
 def find_known(runner: Runner, encoder: Encoder, facts: Sequence[Fact]) -> list[Known | str]:
-    """Each fact ready to be traced, or why it is not, one of `SKIPPED`.
-
-    The base knows a fact where its greedy continuation begins with the whole answer: where every token of the answer
-    is the likeliest behind those before it, which one forward over prompt and answer says.
-
-    Raises UnsupportedModelError where the model's logits are no numbers.
-    """
+    """Each fact ready to be traced, or why it is not, one of `SKIPPED`. The base knows a fact where every token of the
+    answer is the likeliest behind those before it, which one forward over prompt and answer says. Raises
+    UnsupportedModelError where the model's logits are no numbers."""
     return [_find(runner, encoder, fact) for fact in facts]
 
 
@@ -116,10 +111,8 @@ def _find(runner: Runner, encoder: Encoder, fact: Fact) -> Known | str:
 
 
 def noise_width(runner: Runner, facts: Sequence[Known]) -> float:
-    """Three times the standard deviation of the entries of all subject tokens' input embeddings.
-
-    Raises ConfigError where it is no positive number.
-    """
+    """Three times the standard deviation of the entries of all subject tokens' input embeddings. Raises ConfigError
+    where it is no positive number."""
     with torch.no_grad():
         ids = torch.tensor([token for fact in facts for token in fact.ids[slice(*fact.span)]], device=runner.device)
         width = NOISE_FACTOR * float(runner.sites.embedding(ids).float().std())
@@ -139,10 +132,7 @@ def draw_noise(runner: Runner, fact: Known, *, width: float, samples: int, seed:
 
 
 def trace_fact(runner: Runner, fact: Known, noise: Noise, *, window: int) -> Trace:
-    """All effects of one fact.
-
-    Raises UnsupportedModelError where a probability is no number.
-    """
+    """Raises UnsupportedModelError where a probability is no number."""
     grid = _Grid(runner, fact, noise)
     effects = {kind: grid.effects(kind, 1 if kind == STATE else window) for kind in KINDS}
     high = float(_probability(grid.clean.logits, fact.answer)[0])

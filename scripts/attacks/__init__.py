@@ -1,47 +1,38 @@
 """What has broken a service or a store before, as functions that do it again, and the command that runs them.
 
-`scripts/attack_serve.py` runs the modules of this folder, each of which holds the attacks on one part of a service in a
-dictionary `ATTACKS` by name: a letter and a number, then what is done (`b06_unknown_paths`).
-`scripts/attack_store.py` holds those on a store, a memory and a pack.
+`scripts/attack_serve.py` runs the modules of this folder, each of which attacks one part of a service;
+`scripts/attack_store.py` holds attacks on a store, a memory and a pack. An attack's name begins with a letter and a
+number (`b06_unknown_paths`), its docstring is one sentence: what is done, and what must hold. It returns what it
+measured, in a few words, or raises AttackError.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from service_process import Service
 
 
 class AttackError(Exception):
     """What was attacked did what it must not; the message says what was seen."""
 
 
-@dataclass(frozen=True)
-class Attack:
-    """One way to break a service."""
-
-    what: str
-    """One sentence: what is done, and what must hold."""
-    run: Callable[[Service], str]
-    """Returns what was measured, in a few words. Raises AttackError if the service did not hold."""
-    options: tuple[str, ...] = ()
-    """Of `wise serve`; `{folder}` is a folder of the attack's own."""
+def attacks_of(names: Mapping[str, Any], run: Callable[[Any], str]) -> dict[str, tuple[str, Callable[[], str]]]:
+    """The attacks among the names of a module: what each does, and `run` with it."""
+    found = {name: attack for name, attack in names.items() if re.match("[a-z][0-9]{2}_", name)}
+    return {name: (attack.__doc__, partial(run, attack)) for name, attack in found.items()}
 
 
 def main(about: str | None, attacks: Mapping[str, tuple[str, Callable[[], str]]]) -> int:
     """The command that runs attacks. One line for each goes to stdout; the last line is one JSON object.
 
-    about: what the help says. attacks: by name, what is done and must hold, and what does it and returns what it
-    measured.
-
-    Returns 1 if an attack succeeded.
+    about: what the help says. attacks: by name, as `attacks_of` gives them. Returns 1 if an attack succeeded.
     """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="beginnings of names; left out: all")

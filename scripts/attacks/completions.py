@@ -10,7 +10,7 @@ from typing import Any
 
 from service_process import Service
 
-from attacks import Attack, AttackError
+from attacks import AttackError
 
 MODEL = "wise-demo"
 PROMPT = "The capital of France is"
@@ -46,14 +46,16 @@ def chunks(service: Service, body: dict[str, Any]) -> Iterator[Any]:
     raise AttackError("the stream broke off")
 
 
-def choices_of_streams(service: Service) -> str:
+def b11_choices_of_streams(service: Service) -> str:
+    """Each chunk of a stream must have a choice."""
     found = [len(chunk["choices"]) for chunk in chunks(service, {"prompt": PROMPT})]
     if 0 in found:
         raise AttackError(f"chunk {found.index(0) + 1} of {len(found)} has no choice, and no usage was asked for")
     return f"{len(found)} chunks, each with a choice"
 
 
-def real_logprobs(service: Service) -> str:
+def b12_real_logprobs(service: Service) -> str:
+    """Log-probabilities must be of real text, with offsets."""
     prompt = "Caf\u00e9 \u20ac5 and the capital of France is"
     choice = answer(service, {"prompt": prompt, "logprobs": 1, "max_tokens": 8, "temperature": 0})["choices"][0]
     tokens, offsets = choice["logprobs"]["tokens"], choice["logprobs"]["text_offset"]
@@ -62,7 +64,8 @@ def real_logprobs(service: Service) -> str:
     return f"tokens {tokens} at {offsets}"
 
 
-def neutral_fields(service: Service) -> str:
+def b13_neutral_fields(service: Service) -> str:
+    """Neutral fields must be accepted, and errors be readable."""
     neutral: list[dict[str, Any]] = [
         {"n": 1, "user": "u", "seed": 1, "stop": None, "metadata": {"k": "v"}, "store": False},
         {"service_tier": "auto", "parallel_tool_calls": True, "modalities": ["text"], "tools": [], "logit_bias": None},
@@ -76,7 +79,8 @@ def neutral_fields(service: Service) -> str:
     return f"{len(neutral)} bodies accepted; an empty stop: {json.loads(text)['error']['message']}"
 
 
-def deadlines(service: Service) -> str:
+def b14_deadlines(service: Service) -> str:
+    """What was generated until a deadline must be returned."""
     body = {"prompt": [PROMPT] * 8, "n": 8, "max_tokens": 200, "logit_bias": {"2": -100}, "wise": {"deadline": 1.0}}
     if ask(service, body)[0] == 400:  # one that does not know logit_bias
         del body["logit_bias"]
@@ -88,27 +92,29 @@ def deadlines(service: Service) -> str:
     return f"{tokens} tokens came back at the deadline"
 
 
-def what_clients_send(service: Service) -> str:
-    sent: list[tuple[dict[str, Any], str]] = [
-        ({"prompt": PROMPT, "top_k": 5, "min_p": 0.1, "presence_penalty": 1, "repetition_penalty": 1.1}, "completions"),
-        ({"prompt": PROMPT, "logit_bias": {"5": -100}, "echo": True, "logprobs": 1, "max_tokens": 0}, "completions"),
-        ({"prompt": PROMPT, "response_format": {"type": "json_object"}}, "completions"),
-    ]
-    for body, path in sent:
-        answer(service, body, f"/v1/{path}")
+def b15_what_clients_send(service: Service) -> str:
+    """What OpenAI's and vLLM's clients send must be taken."""
+    for fields in (
+        {"top_k": 5, "min_p": 0.1, "presence_penalty": 1, "repetition_penalty": 1.1},
+        {"logit_bias": {"5": -100}, "echo": True, "logprobs": 1, "max_tokens": 0},
+        {"response_format": {"type": "json_object"}},
+    ):
+        answer(service, {"prompt": PROMPT} | fields)
     ids = answer(service, {"prompt": PROMPT}, "/tokenize")["tokens"]
     return f"all accepted; {len(ids)} tokens"
 
 
-def default_temperature(service: Service) -> str:
+def b18_default_temperature(service: Service) -> str:
+    """An answer must be drawn where no temperature is given."""
     texts = {one["text"] for one in answer(service, {"prompt": "Once", "n": 16, "max_tokens": 12})["choices"]}
     if len(texts) == 1:
         raise AttackError("16 answers without a temperature are the same: it is 0, where OpenAI's is 1")
     return f"{len(texts)} different answers of 16"
 
 
-def odd_values(service: Service) -> str:
-    """While others are answered in the same batch."""
+def b20_odd_values(service: Service) -> str:
+    """One answer's odd value must end no other's, and be answered."""
+    # While others are answered in the same batch.
     odd: list[dict[str, Any]] = [
         {"temperature": 1e-310},
         {"temperature": 5e-324, "top_p": 5e-324},
@@ -144,7 +150,8 @@ def odd_values(service: Service) -> str:
     return f"statuses {statuses} in {time.monotonic() - begun:.1f} s, and 4 streams went on"
 
 
-def long_prompts(service: Service) -> str:
+def b21_long_prompts(service: Service) -> str:
+    """Prompts of 1 MB must be refused and stop no stream."""
     over = threading.Event()
     statuses = []
 
@@ -169,21 +176,9 @@ def long_prompts(service: Service) -> str:
     return f"the longest gap of a stream was {max(gaps):.2f} s beside {len(statuses)} prompts of 1 MB"
 
 
-def too_many_answers(service: Service) -> str:
+def b25_too_many_answers(service: Service) -> str:
+    """What can never fit must be refused for good."""
     status, text = ask(service, {"prompt": [PROMPT] * 64, "n": 16, "max_tokens": 1})
     if status != 400:
         raise AttackError(f"1,024 answers, which never fit: {status} {text[:120]}")
     return f"{status} {json.loads(text)['error']['message']}"
-
-
-ATTACKS = {
-    "b11_choices_of_streams": Attack("Each chunk of a stream must have a choice.", choices_of_streams),
-    "b12_real_logprobs": Attack("Log-probabilities must be of real text, with offsets.", real_logprobs),
-    "b13_neutral_fields": Attack("Neutral fields must be accepted, and errors be readable.", neutral_fields),
-    "b14_deadlines": Attack("What was generated until a deadline must be returned.", deadlines),
-    "b15_what_clients_send": Attack("What OpenAI's and vLLM's clients send must be taken.", what_clients_send),
-    "b18_default_temperature": Attack("An answer must be drawn where no temperature is given.", default_temperature),
-    "b20_odd_values": Attack("One answer's odd value must end no other's, and be answered.", odd_values),
-    "b21_long_prompts": Attack("Prompts of 1 MB must be refused and stop no stream.", long_prompts),
-    "b25_too_many_answers": Attack("What can never fit must be refused for good.", too_many_answers),
-}

@@ -9,7 +9,7 @@ from typing import Any
 
 from service_process import Service
 
-from attacks import Attack, AttackError
+from attacks import AttackError
 
 FRANCE = "The capital of France is"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -27,7 +27,8 @@ def post(service: Service, path: str, body: dict[str, Any]) -> Any:
     return service.fetch(path, body, headers={"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01"})
 
 
-def watched(service: Service) -> str:
+def b16_metrics(service: Service) -> str:
+    """Times of tokens, the queue of edits and the cache must be measured."""
     post(service, "/v1/completions", {"model": "wise-demo", "prompt": FRANCE})
     lines = service.ask("/metrics")[2].splitlines()
     metrics = {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
@@ -37,7 +38,8 @@ def watched(service: Service) -> str:
     return f"{len(metrics)} samples, the first token among them"
 
 
-def logged(service: Service) -> str:
+def b16_logs(service: Service) -> str:
+    """Every line on stderr must be JSON, and a request have tokens, version and trace."""
     post(service, "/v1/completions", {"model": "wise-demo", "prompt": FRANCE})
     end = time.monotonic() + 5
     while '"/v1/completions"' not in service.log.read_text() and time.monotonic() < end:
@@ -57,7 +59,8 @@ def logged(service: Service) -> str:
     return f"{len(lines)} lines of JSON; a request has tokens, version and trace"
 
 
-def searched(service: Service) -> str:
+def b17_search(service: Service) -> str:
+    """A superseded edit must be no failure, and edits be searched."""
     edits = [{"prompt": FRANCE, "target": target, "subject": "France"} for target in ("Lyon", "Nice")]
     lyon, nice = post(service, "/v1/edits", {"edits": edits, "wait": "live"})["edits"]
     if (lyon["status"], nice["status"]) != ("superseded", "live"):
@@ -67,10 +70,3 @@ def searched(service: Service) -> str:
     if found != ["Nice"]:
         raise AttackError(f"a search for one edit found {found}")
     return "the superseded edit is called so, and the other one found by its text"
-
-
-ATTACKS = {
-    "b16_metrics": Attack("Times of tokens, the queue of edits and the cache must be measured.", watched),
-    "b16_logs": Attack("Every line on stderr must be JSON, and a request have tokens, version and trace.", logged),
-    "b17_search": Attack("A superseded edit must be no failure, and edits be searched.", searched),
-}

@@ -12,7 +12,7 @@ import threading
 import time
 import urllib.error
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from urllib.parse import quote
 
 from service_process import Service
 
-from attacks import Attack, AttackError
+from attacks import AttackError
 
 FRANCE = "The capital of France is"
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -39,16 +39,14 @@ def answers(service: Service) -> float:
     return time.monotonic() - begun
 
 
-def idle_connections(service: Service) -> str:
+def b05_idle_connections(service: Service) -> str:
+    """1,100 silent connections must neither stop answers nor stay."""
     with ExitStack() as opened:
         idle = []
         for number in range(1_100):
-            try:
-                idle.append(opened.enter_context(connection(service)))
-            except OSError as error:
-                raise AttackError(f"connection {number}: {error}") from error
+            idle.append(opened.enter_context(connection(service)))
             if number % 2:
-                with ignored():
+                with suppress(OSError):
                     idle[-1].sendall(b"POST /v1/edits HTTP/1.1\r\nHost: x\r\n")  # and never an end of the head
         spent = answers(service)
         files = len(list(Path(f"/proc/{service.pid}/fd").iterdir()))
@@ -73,21 +71,14 @@ def ended(one: socket.socket) -> bool:
         return True
 
 
-@contextmanager
-def ignored() -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        pass
-
-
-def slow_readers(service: Service) -> str:
-    """Asks for large answers on one connection, and reads nothing."""
+def b05_slow_readers(service: Service) -> str:
+    """A client that does not read its answers must not hold its connection."""
+    # Asks for large answers on one connection, and reads nothing.
     with connection(service) as one:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         one.settimeout(1.0)
         request = f"GET /openapi.json HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {service.token}\r\n\r\n".encode()
-        with ignored():
+        with suppress(OSError):
             while True:
                 one.sendall(request)
         end = time.monotonic() + 28
@@ -107,7 +98,8 @@ def established(service: Service, port: int) -> bool:
     return False
 
 
-def unknown_paths(service: Service) -> str:
+def b06_unknown_paths(service: Service) -> str:
+    """Unknown paths and methods must not become labels of metrics."""
     paths, methods, most = 600, 600, 100_000
     for number in range(paths):
         status, _, _ = service.ask(f"/no/such/path/{number}", token="")
@@ -128,7 +120,8 @@ def unknown_paths(service: Service) -> str:
     return f"/metrics has {len(text)} bytes after {paths} unknown paths and {methods} unknown methods"
 
 
-def nagle(service: Service) -> str:
+def b07_nagle(service: Service) -> str:
+    """A request on a kept connection must not wait for Nagle's algorithm."""
     with connection(service) as one:
         spent = []
         head = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -144,7 +137,8 @@ def nagle(service: Service) -> str:
     return f"{middle:.1f} ms for a request on a kept connection"
 
 
-def brackets_of_strangers(service: Service) -> str:
+def b19_brackets_of_strangers(service: Service) -> str:
+    """150 MB of strangers take no memory, and stop nobody."""
     size, strangers = 1_000_000, 150
     bodies = (b"[" * size, b"[]," * (size // 3), b'{"a":' * (size // 5))
     before, waits, stop = service.memory()["service"], [], threading.Event()
@@ -161,7 +155,7 @@ def brackets_of_strangers(service: Service) -> str:
         body = bodies[number % 3]
         head = "POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
         head += f"Content-Length: {len(body)}\r\n"
-        with ignored(), connection(service, 60) as one:
+        with suppress(OSError), connection(service, 60) as one:
             one.sendall(head.encode() + (b"Authorization: Bearer x\r\n\r\n" if number % 2 else b"\r\n") + body)
             one.recv(100)
 
@@ -220,12 +214,13 @@ class Events(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        with ignored():
+        with suppress(OSError):
             for line in self._answer:
                 self.lines.append(line.decode().rstrip("\n"))
 
 
-def revoked_stream(service: Service) -> str:
+def b22_revoked_stream(service: Service) -> str:
+    """A stream must end with its token."""
     with with_tokens() as (served, file):
         token = new_token(file, "eve")
         stream = Events(served, token)
@@ -238,7 +233,8 @@ def revoked_stream(service: Service) -> str:
     return "the stream ends, with the reason, when its token is revoked"
 
 
-def bound_token(service: Service) -> str:
+def b23_bound_token(service: Service) -> str:
+    """A token of one namespace must see nothing of another."""
     with with_tokens() as (served, file):
         new_token(file, "eve", "--namespace", "team-a", "--scope", "editor")
         token = new_token(file, "eve", "--namespace", "team-a", "--scope", "editor")
@@ -270,7 +266,8 @@ def bound_token(service: Service) -> str:
     return "a token of one namespace sees nothing of another"
 
 
-def odd_namespaces(service: Service) -> str:
+def b23_odd_namespaces(service: Service) -> str:
+    """No two namespaces look alike, and each is reached."""
     odd = ("team ", "te\u200bam", "a\nb", "\u0442eam", "\uff54eam", "team\u00ad", "\u202eteam", "te\u0301am")
     body = {"edits": [{"prompt": FRANCE, "target": "Lyon", "subject": "France"}]}
     taken = [name for name in odd if service.ask("/v1/edits", body | {"model": f"wise-demo@{name}"})[0] < 300]
@@ -284,7 +281,8 @@ def odd_namespaces(service: Service) -> str:
     return f"{len(odd) - 1} look-alikes are refused, and every namespace is reached"
 
 
-def controls(service: Service) -> str:
+def b24_controls(service: Service) -> str:
+    """Control characters of edits must not reach a terminal."""
     text = "a\x1b]0;owned\x07\x1b[2J\x9b31m\u202eb\x7f"
     with tempfile.TemporaryDirectory() as folder:
         line = {"prompt": f"The capital of {text} is", "target": f"Lyon {text}", "reason": f"why {text}"}
@@ -302,7 +300,8 @@ def controls(service: Service) -> str:
     return "control characters of edits are escaped"
 
 
-def headers(service: Service) -> str:
+def b27_headers(service: Service) -> str:
+    """Streams, headers, 405 and redirects are as clients expect."""
     problems = []
     lines = "a\u2028b\u2029c\x85d"
     made = edit(service, f"The capital of {lines} is", "Lyon")
@@ -338,7 +337,8 @@ class _Lines(BaseHTTPRequestHandler):
         pass
 
 
-def secrets_told(service: Service) -> str:
+def b28_secrets(service: Service) -> str:
+    """No secret is told in output, journal, repr or log."""
     outputs = {}
     log = Path(f"/proc/{service.pid}/fd/2").resolve()
     with tempfile.TemporaryDirectory() as folder, HTTPServer(("127.0.0.1", 0), _Lines) as server:
@@ -368,7 +368,8 @@ def secrets_told(service: Service) -> str:
     return "no secret in output, journal, repr or log"
 
 
-def silent_sign_in(service: Service) -> str:
+def b29_silent_sign_in(service: Service) -> str:
+    """A link must not sign anybody in silently."""
     scripts = [service.ask(path) for path in ("/console.js", "/console/console.js", "/console/signin.js")]
     signing = [script for status, _, script in scripts if status == 200 and "location.hash" in script]
     if not signing or not all("confirm(" in script for script in signing):
@@ -376,7 +377,8 @@ def silent_sign_in(service: Service) -> str:
     return "a token of a link is asked about first"
 
 
-def strangers_of_ready(service: Service) -> str:
+def b30_strangers_of_ready(service: Service) -> str:
+    """Strangers hear a status; saving deletes nothing of others."""
     _, _, answer = service.ask("/ready", token="")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -395,7 +397,8 @@ def strangers_of_ready(service: Service) -> str:
     return "/ready tells strangers its status alone; saving leaves others' folders"
 
 
-def last_event(service: Service) -> str:
+def b31_last_event(service: Service) -> str:
+    """A number of an event to come must be refused."""
     for number in (2**63 - 1, 10**6):
         try:
             with service.open("/v1/events", headers={"Last-Event-ID": str(number)}, seconds=3):
@@ -404,21 +407,3 @@ def last_event(service: Service) -> str:
             if error.code != 400:
                 raise AttackError(f"Last-Event-ID {number}: status {error.code}") from error
     return "an event that did not happen yet is refused"
-
-
-ATTACKS = {
-    "b05_idle_connections": Attack("1,100 silent connections must neither stop answers nor stay.", idle_connections),
-    "b05_slow_readers": Attack("A client that does not read its answers must not hold its connection.", slow_readers),
-    "b06_unknown_paths": Attack("Unknown paths and methods must not become labels of metrics.", unknown_paths),
-    "b07_nagle": Attack("A request on a kept connection must not wait for Nagle's algorithm.", nagle),
-    "b19_brackets_of_strangers": Attack("150 MB of strangers take no memory, and stop nobody.", brackets_of_strangers),
-    "b22_revoked_stream": Attack("A stream must end with its token.", revoked_stream),
-    "b23_bound_token": Attack("A token of one namespace must see nothing of another.", bound_token),
-    "b23_odd_namespaces": Attack("No two namespaces look alike, and each is reached.", odd_namespaces),
-    "b24_controls": Attack("Control characters of edits must not reach a terminal.", controls),
-    "b27_headers": Attack("Streams, headers, 405 and redirects are as clients expect.", headers),
-    "b28_secrets": Attack("No secret is told in output, journal, repr or log.", secrets_told),
-    "b29_silent_sign_in": Attack("A link must not sign anybody in silently.", silent_sign_in),
-    "b30_strangers_of_ready": Attack("Strangers hear a status; saving deletes nothing of others.", strangers_of_ready),
-    "b31_last_event": Attack("A number of an event to come must be refused.", last_event),
-}

@@ -15,7 +15,7 @@ from typing import Any
 
 from service_process import Service
 
-from attacks import Attack, AttackError
+from attacks import AttackError
 
 LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
 PORTO = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
@@ -58,8 +58,9 @@ def all_at_once(count: int, what: Callable[[int], Any]) -> list[Any]:
     return found
 
 
-def relations_without_effect(service: Service) -> str:
-    """It is started here, since no service may come of it."""
+def b01_relations_without_effect(service: Service) -> str:
+    """Relations that a mode does not read must be refused."""
+    # It is started here, since no service may come of it.
     with tempfile.TemporaryDirectory() as folder:
         options = ["--relations", f"{folder}/none", "--mode", "retrieve", "--port", "0", "--store", f"{folder}/store"]
         command = [sys.executable, "-m", "wise", "serve", *options]
@@ -75,7 +76,8 @@ def relations_without_effect(service: Service) -> str:
     return "refused with exit code 2"
 
 
-def many_previews(service: Service) -> str:
+def b02_many_previews(service: Service) -> str:
+    """36 large previews at once must not block editing or the end."""
     body = {"edit": LYON, "prompts": ["word " * 60] * 31}
     statuses = [status for status, _ in all_at_once(36, lambda _: call(service, "POST", "/v1/edits/preview", body, 8))]
     edited(service, PORTO)
@@ -87,7 +89,8 @@ def many_previews(service: Service) -> str:
     return f"{statuses.count(429)} of 36 were told to come back, an edit went live, SIGTERM took {seconds:.1f} s"
 
 
-def endless_previews(service: Service) -> str:
+def b03_endless_previews(service: Service) -> str:
+    """Three clients that preview must not starve edits."""
     stop, body = threading.Event(), {"edit": LYON, "prompts": ["The capital of Italy is"]}
 
     def preview() -> None:
@@ -104,7 +107,8 @@ def endless_previews(service: Service) -> str:
     return f"live after {time.monotonic() - begun:.1f} s beside three clients that preview"
 
 
-def long_target(service: Service) -> str:
+def b04_long_target(service: Service) -> str:
+    """A target of 5,000 characters must block nothing."""
     live = edited(service, PORTO)
     long = LYON | {"target": "ab cd " * 833}
     status, _ = call(service, "POST", "/v1/edits", {"edits": [long]})
@@ -114,8 +118,9 @@ def long_target(service: Service) -> str:
     return f"status {status}; {beside}, {back}, and the next edit went live"
 
 
-def slow_edit(service: Service) -> str:
-    """The largest edit that is taken; whatever is done beside it is answered while it is trained."""
+def b04_slow_edit(service: Service) -> str:
+    """Delete, rollback and cancel must not wait for the largest edit."""
+    # The largest edit that is taken; whatever is done beside it is answered while it is trained.
     live = edited(service, PORTO)
     for count in (200, 150, 100, 50, 20):
         large = LYON | {"target": " ".join(f"w{n}" for n in range(count))}
@@ -137,8 +142,9 @@ def slow_edit(service: Service) -> str:
     return f"{count} words, {before} before and {during} after: {seen}"
 
 
-def killed_twice(service: Service) -> str:
-    """Kills the editor each time that it trains: the edit must not bring it down for ever."""
+def b04_killed_twice(service: Service) -> str:
+    """An edit that ends its editor must not do so for ever."""
+    # Kills the editor each time that it trains: the edit must not bring it down for ever.
     status, body = call(service, "POST", "/v1/edits", {"edits": [LYON]})
     path, killed, end = f"/v1/edits/{body['edits'][0]['id']}", 0, time.monotonic() + 180
     while time.monotonic() < end:
@@ -158,7 +164,8 @@ def killed_twice(service: Service) -> str:
     raise AttackError(f"it is {found['status']} after {killed} kills")
 
 
-def ready_while_preparing(service: Service) -> str:
+def b09_ready_while_preparing(service: Service) -> str:
+    """Readiness must not wait for the editor."""
     for pid in service.editors():
         os.kill(pid, signal.SIGKILL)
     states, end = set(), time.monotonic() + PATIENCE
@@ -174,7 +181,8 @@ def ready_while_preparing(service: Service) -> str:
     raise AttackError("nothing says what the editor does")
 
 
-def large_preview(service: Service) -> str:
+def b30_large_preview(service: Service) -> str:
+    """One preview must not hold the editor for long."""
     prompts = [f"The capital of country {n} is" for n in range(64)]
     body = {"edit": LYON | {"paraphrases": prompts, "locality": [f"Town {p}" for p in prompts]}, "prompts": prompts}
     begun = time.monotonic()
@@ -185,7 +193,8 @@ def large_preview(service: Service) -> str:
     return f"refused after {seconds:.1f} s"
 
 
-def many_namespaces(service: Service) -> str:
+def b26_many_namespaces(service: Service) -> str:
+    """Namespaces must not slow down the others."""
     begun = time.monotonic()
     edited(service, LYON)
     alone = time.monotonic() - begun
@@ -204,7 +213,8 @@ def many_namespaces(service: Service) -> str:
     return f"live after {alone:.1f} s alone and {beside:.1f} s beside 80 namespaces"
 
 
-def interrupted_import(service: Service) -> str:
+def b30_interrupted_import(service: Service) -> str:
+    """Ctrl-C while it is imported must end it with 130."""
     codes = []
     for seconds in (0.05, 0.2, 0.4, 0.8):
         with subprocess.Popen(
@@ -219,7 +229,8 @@ def interrupted_import(service: Service) -> str:
     return f"exit codes {codes}"
 
 
-def superseded(service: Service) -> str:
+def b31_superseded(service: Service) -> str:
+    """Deleting a superseded edit must not be told to try later."""
     old = edited(service, LYON)
     edited(service, LYON | {"target": "Nice"})
     status, body = call(service, "DELETE", f"/v1/edits/{old}")
@@ -232,20 +243,3 @@ def superseded(service: Service) -> str:
     if not statuses <= {200, 409}:
         raise AttackError(f"statuses {statuses}")
     return f"409; edits that supersede one another: {sorted(statuses)}"
-
-
-ATTACKS = {
-    "b01_relations_without_effect": Attack(
-        "Relations that a mode does not read must be refused.", relations_without_effect
-    ),
-    "b02_many_previews": Attack("36 large previews at once must not block editing or the end.", many_previews),
-    "b03_endless_previews": Attack("Three clients that preview must not starve edits.", endless_previews),
-    "b04_long_target": Attack("A target of 5,000 characters must block nothing.", long_target),
-    "b04_slow_edit": Attack("Delete, rollback and cancel must not wait for the largest edit.", slow_edit),
-    "b04_killed_twice": Attack("An edit that ends its editor must not do so for ever.", killed_twice),
-    "b09_ready_while_preparing": Attack("Readiness must not wait for the editor.", ready_while_preparing),
-    "b26_many_namespaces": Attack("Namespaces must not slow down the others.", many_namespaces),
-    "b30_interrupted_import": Attack("Ctrl-C while it is imported must end it with 130.", interrupted_import),
-    "b30_large_preview": Attack("One preview must not hold the editor for long.", large_preview),
-    "b31_superseded": Attack("Deleting a superseded edit must not be told to try later.", superseded),
-}

@@ -10,7 +10,7 @@ from typing import Any
 
 from service_process import Service
 
-from attacks import Attack, AttackError
+from attacks import AttackError
 
 PATIENCE = 60.0
 AHEAD = """
@@ -26,7 +26,8 @@ with Store.open(sys.argv[1], writer=False) as store:
 """A process beside the service whose clock is 20 years ahead."""
 
 
-def clock_ahead(service: Service) -> str:
+def b08_clock_ahead(service: Service) -> str:
+    """A clock that is ahead must neither end an edit's validity nor date later events."""
     until = (datetime.now(UTC) + timedelta(hours=1)).isoformat()
     valid = _submit(service, {
         "prompt": "The capital of France is", "target": "Lyon", "subject": "France", "valid_until": until,
@@ -56,9 +57,3 @@ def _wait(service: Service, edit: str) -> None:
         if time.monotonic() > end:
             raise AttackError(f"edit {edit!r} was not trained within {PATIENCE:.0f} s")
         time.sleep(0.2)
-
-
-ATTACKS = {
-    "b08_clock_ahead": Attack("A clock that is ahead must neither end an edit's validity nor date later events.",
-                              clock_ahead),
-}

@@ -17,8 +17,8 @@ from wise.errors import ConfigError
 
 if TYPE_CHECKING:
     from wise.edits import Edit
-    from wise.lab.eval.candidates import OpenEditor
     from wise.lab.eval.chat.facts import Fact
+    from wise.lab.eval.prompting import EditedModel
 
 FORMS = ("chat", "completion")
 
@@ -161,7 +161,7 @@ def _show(title: str, told: Mapping[str, Any]) -> None:
 
 
 def _with_distractors(
-    subject: OpenEditor, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
+    subject: EditedModel, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
 ) -> AbstractContextManager[Any]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors

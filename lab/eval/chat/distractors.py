@@ -22,12 +22,7 @@ REPORT_EVERY = 100
 
 
 def with_distractors(
-    state: MemoryState,
-    edits: Sequence[Edit],
-    *,
-    encoder: Encoder,
-    inputs: RouterInputs,
-    progress: Progress = silent,
+    state: MemoryState, edits: Sequence[Edit], *, encoder: Encoder, inputs: RouterInputs, progress: Progress = silent
 ) -> MemoryState:
     """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
     wordings = Wordings(encoder, inputs.reader, builtin_questions())

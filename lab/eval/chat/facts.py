@@ -49,7 +49,6 @@ class Fact:
     neighbours: tuple[str, ...] = ()
     """Questions about other subjects: their answers must not move."""
     answer: str | None = None
-    """What was right before."""
     kind: str = ""
 
     @property
@@ -59,10 +58,8 @@ class Fact:
 
 
 def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[Fact]:
-    """The facts that ship with wise; of one half, of these of `KINDS`.
-
-    Raises EditError for a half or a kind that there is not.
-    """
+    """The facts that ship with wise; of one half, of these of `KINDS`. Raises EditError for a half or a kind that there
+    is not."""
     if half is not None and half not in HALVES:
         raise EditError(f"half={half!r}: expected one of {', '.join(HALVES)}")
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -75,11 +72,8 @@ def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[F
 
 def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fact]:
     """Facts of a file in the shape of `everyday.jsonl`, or of a table with these columns; all but prompt and target may
-    be left out. columns: field -> column, where they differ.
-
-    Raises EditError, naming the line, for one that is not usable or has an unknown field. In a table, and with
-    `columns`, what is not used is told to the log.
-    """
+    be left out. columns: field -> column, where they differ. In a table, and with `columns`, what is not used is told
+    to the log. Raises EditError, naming the line, for one that is not usable or has an unknown field."""
     named, found, others = Columns(columns, FIELDS, lists=LISTS), list[Fact](), Counter[str]()
     for file, line, row in each_row(path):
         try:
@@ -98,11 +92,9 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
 
 
 def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
-    """Records of a published set, each with `WORDINGS` of its wordings and neighbours.
-
-    Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
-    prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
-    """
+    """Records of a published set, each with `WORDINGS` of its wordings and neighbours. Its other questions about the
+    subject are those neighbours that name it, and, where the set tells relations apart, prompts of other relations
+    asked of it, which are no wordings of its own relation as well ("X is located in")."""
     prompts: dict[str, list[str]] = {}
     by_relation: dict[str, set[str]] = {}
     for record in records:
@@ -134,7 +126,6 @@ def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
 
 
 def _wording(text: str, record: Record) -> str:
-    """The text with `{}` for the subject."""
     return text.replace(record.edit.subject, "{}") if record.edit.subject else text
 
 
@@ -142,7 +133,8 @@ def _fact(row: JsonRow) -> Fact:
     lists = {name: checked_prompts(name, row.get(name, ())) for name in LISTS}
     fields = Fields(row)
     prompt, subject = fields.text("prompt"), fields.optional_text("subject")
-    named = None if subject is None else _as_written(subject, prompt)
+    start = -1 if subject is None else prompt.casefold().find(subject.casefold())
+    named = subject if subject is None or start < 0 else prompt[start : start + len(subject)]  # as the prompt writes it
     aliases = lists["aliases"] if named else ()
     return Fact(
         edit=Edit(prompt=prompt, target=fields.text("target"), subject=named, aliases=aliases),
@@ -152,12 +144,6 @@ def _fact(row: JsonRow) -> Fact:
         answer=fields.optional_text("answer"),
         kind=fields.optional_text("kind") or "",
     )
-
-
-def _as_written(subject: str, prompt: str) -> str:
-    """The subject as the prompt writes it."""
-    start = prompt.casefold().find(subject.casefold())
-    return subject if start < 0 else prompt[start : start + len(subject)]
 
 
 def _flat(text: str) -> str:

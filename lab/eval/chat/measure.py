@@ -6,16 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from wise.edits import Edit
-from wise.lab.editors.base import WholePrompts
 from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
-from wise.lab.eval.candidates import OpenEditor, find_editor
+from wise.lab.eval.candidates import find_editor
 from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.intervals import wilson
-from wise.lab.eval.prompting import EditedModel
+from wise.lab.eval.prompting import EditedModel, Prompter
 from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
@@ -27,6 +29,7 @@ from wise.training.report import EditReport
 
 ANSWER_TOKENS = 32
 KNOWN_AT_ONCE = 64
+BATCH = 16
 CHAT_EDITORS = ("wise-hybrid", "icl")
 """Editors that are given a question and hold it in chats; others are given the templated question."""
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
@@ -68,8 +71,6 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What was said to one question."""
-
     question: Question
     answer: str
     right: bool
@@ -79,8 +80,6 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class ChatFigures:
-    """Shares of questions that came out right."""
-
     measures: Mapping[str, tuple[int, int]]
     """Measure -> right, asked."""
     results: tuple[Result, ...] = field(repr=False)
@@ -100,12 +99,10 @@ class ChatFigures:
 
 
 def apply_edits(
-    subject: OpenEditor, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
+    subject: EditedModel, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
 ) -> EditReport:
-    """Makes edits with an editor of `wise.lab.eval.candidates`, in calls as large as its paper has them.
-
-    chat: the templated question stands for the prompt where an editor knows no chats.
-    """
+    """Makes edits in calls as large as the editor's paper has them. chat: the templated question stands for the prompt
+    where an editor knows no chats."""
     size = find_editor(editor).batch or len(edits)
     given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
     reports = []
@@ -132,25 +129,20 @@ def _templated(encoder: Encoder, edit: Edit) -> Edit:
 
 
 def measure_chat(
-    model: EditedModel,
-    facts: Sequence[Fact],
-    *,
-    chat: bool = True,
-    oracle: bool = True,
-    progress: Progress = silent,
+    model: EditedModel, facts: Sequence[Fact], *, chat: bool = True, oracle: bool = True, progress: Progress = silent
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
     Facts whose edit is not live count as wrong where they ask for it. The oracle's measure, of `hybrid` alone, is of
     rewordings with the right edit held open, whatever the router says: the ceiling of any router.
     """
-    questions = _questions(model, facts, chat)
+    prompter = Prompter(model, progress)
+    questions = _questions(model.encoder, facts, chat)
     spoken, unchanged = [q for q in questions if q.said], [q for q in questions if not q.said]
-    answers = dict(zip(spoken, _ask(model, spoken, progress, "asking the edited model"), strict=True))
+    answers = dict(zip(spoken, _ask(prompter, "what was edited", spoken), strict=True))
     # In the very batches in which the base is asked: in half precision a row depends on the shape of its batch.
-    answers |= zip(unchanged, _ask(model, unchanged, progress, "asking it for what stays"), strict=True)
-    with model.disabled():
-        before = dict(zip(unchanged, _ask(model, unchanged, progress, "asking the base"), strict=True))
+    answers |= zip(unchanged, _ask(prompter, "what stays", unchanged), strict=True)
+    before = dict(zip(unchanged, _ask(prompter, "what stays", unchanged, base=True), strict=True))
     results = []
     for question in questions:
         answer = answers[question]
@@ -161,7 +153,7 @@ def measure_chat(
         replace(result, question=replace(result.question, measure=UNRELATED))
         for result in results
         if result.question.measure == SAME_SUBJECT
-        and not _states(facts[result.question.fact], before[result.question])
+        and not _contains(before[result.question], facts[result.question.fact].old)
     ]
     if oracle and isinstance(model, WiseModel):
         results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
@@ -174,44 +166,21 @@ def measure_chat(
 
 def says(fact: Fact, answer: str) -> bool:
     """The answer contains the target as whole words, and the old answer nowhere."""
-    return _contains(answer, fact.edit.target) and (fact.old is None or not _contains(answer, fact.old))
+    return _contains(answer, fact.edit.target) and not _contains(answer, fact.old)
 
 
-def _states(fact: Fact, answer: str) -> bool:
-    """The answer says what was right before the edit."""
-    return fact.old is not None and _contains(answer, fact.old)
-
-
-class _Prompts:
-    """Collects questions, in the chat template or as plain texts."""
-
-    def __init__(self, model: EditedModel, chat: bool) -> None:
-        self.model, self.chat = model, chat
-        self.found: list[Question] = []
-
-    def add(
-        self,
-        measure: str,
-        fact: int,
-        text: str,
-        said: bool,
-        *,
-        before: Sequence[str] = (),
-        system: str = "",
-        put: str = "",
-    ) -> None:
-        """before: an earlier turn and its answer; put: text in front of the question."""
-        messages: list[Message] = []
-        if self.chat:
-            messages += [{"role": "system", "content": system}] if system else []
-            messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
-            messages.append({"role": "user", "content": put + text})
-        encoder = self.model.encoder
-        ids = encoder.turn(messages) if messages else encoder.prompt(put + text)
-        question = Question(
-            measure=measure, fact=fact, text=text, ids=tuple(ids), messages=tuple(messages), said=said
-        )
-        self.found.append(question)
+def _question(
+    encoder: Encoder, chat: bool, measure: str, fact: int, text: str, said: bool,
+    *, before: Sequence[str] = (), system: str = "", put: str = "",
+) -> Question:  # fmt: skip
+    """In the chat template or as plain text. before: an earlier turn and its answer; put: text before the question."""
+    messages: list[Message] = []
+    if chat:
+        messages += [{"role": "system", "content": system}] if system else []
+        messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
+        messages.append({"role": "user", "content": put + text})
+    ids = tuple(encoder.turn(messages) if messages else encoder.prompt(put + text))
+    return Question(measure=measure, fact=fact, text=text, ids=ids, messages=tuple(messages), said=said)
 
 
 def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
@@ -219,62 +188,48 @@ def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: 
     results: list[Fact] = []
     for start in range(0, len(facts), KNOWN_AT_ONCE):
         part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
-        prompter = _Prompts(model, chat)
-        for i, fact in enumerate(part):
-            prompter.add("known", i, fact.edit.prompt, True)
-        with model.disabled():
-            answers = _ask(model, prompter.found, silent, "", tokens=8)
-        results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer or "")]
+        asked = [_question(model.encoder, chat, "known", i, f.edit.prompt, True) for i, f in enumerate(part)]
+        answers = _ask(Prompter(model), "known", asked, base=True, tokens=8)
+        results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer)]
         if wanted is not None and len(results) >= wanted:
             break
     return results[:wanted]
 
 
-def _questions(model: EditedModel, facts: Sequence[Fact], chat: bool) -> list[Question]:
-    prompter = _Prompts(model, chat)
+def _questions(encoder: Encoder, facts: Sequence[Fact], chat: bool) -> list[Question]:
+    ask = partial(_question, encoder, chat)
+    results = []
     for i, fact in enumerate(facts):
-        prompter.add("edit", i, fact.edit.prompt, True)
-        for text in fact.rewordings:
-            prompter.add("rewordings", i, text, True)
-        for text in fact.free_rewordings:
-            prompter.add("free rewordings", i, text, True)
-        for text in fact.rewordings[:1]:
-            prompter.add("behind other text", i, text, True, put=BEHIND)
-            if chat:
-                prompter.add("second turn", i, text, True, before=EARLIER)
-        for text in fact.rewordings[1:2] if chat else ():
-            prompter.add("system message", i, text, True, system=SYSTEM)
-        for text in fact.same_subject:
-            prompter.add(SAME_SUBJECT, i, text, False)
-        for text in fact.neighbours:
-            prompter.add("neighbours unchanged", i, text, False)
-    for text in GENERAL if chat else ():
-        prompter.add("general unchanged", -1, text, False)
-    return prompter.found
+        said: list[tuple[str, Sequence[str], dict[str, Any]]] = [
+            ("edit", (fact.edit.prompt,), {}),
+            ("rewordings", fact.rewordings, {}),
+            ("free rewordings", fact.free_rewordings, {}),
+            ("behind other text", fact.rewordings[:1], {"put": BEHIND}),
+        ]
+        if chat:
+            said.append(("second turn", fact.rewordings[:1], {"before": EARLIER}))
+            said.append(("system message", fact.rewordings[1:2], {"system": SYSTEM}))
+        results += [ask(measure, i, text, True, **how) for measure, texts, how in said for text in texts]
+        results += [ask(SAME_SUBJECT, i, text, False) for text in fact.same_subject]
+        results += [ask("neighbours unchanged", i, text, False) for text in fact.neighbours]
+    return results + [ask("general unchanged", -1, text, False) for text in (GENERAL if chat else ())]
 
 
 def _ask(
-    model: EditedModel, questions: Sequence[Question], progress: Progress, what: str, tokens: int = ANSWER_TOKENS
+    prompter: Prompter, name: str, questions: Sequence[Question], *, base: bool = False, tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """The texts of the answers, special tokens and all."""
-    size = 16
-    order = sorted(range(len(questions)), key=lambda i: len(questions[i].ids))
-    answers: dict[int, str] = {}
-    for start in range(0, len(order), size):
-        part = order[start : start + size]
-        prompts = _prompt_ids(model, [questions[i] for i in part])
-        out = greedy(model.model, prompts, stops=model.encoder.stops, max_new_tokens=tokens)
-        answers |= {i: str(model.encoder.tokenizer.decode(ids)) for i, ids in zip(part, out, strict=True)}
-        progress(what, len(answers), len(questions))
-    return [answers[i] for i in range(len(questions))]
+    asked, encoder = prompter.model, prompter.encoder
 
+    def compute(model: PreTrainedModel, part: Sequence[Question]) -> list[str]:
+        if isinstance(asked, InContext) and all(q.messages for q in part):
+            prompts = [encoder.turn(asked.conversation(q.messages)) for q in part]
+        else:
+            prompts = prompter.given([q.ids for q in part], base=base)
+        out = greedy(model, prompts, stops=encoder.stops, max_new_tokens=tokens)
+        return [str(encoder.tokenizer.decode(ids)) for ids in out]
 
-def _prompt_ids(model: EditedModel, questions: Sequence[Question]) -> list[list[int]]:
-    """What is read in the place of prompts by an editor that looks at them as a whole; by others, the prompts."""
-    if isinstance(model, InContext) and all(q.messages for q in questions):
-        return [model.encoder.turn(model.conversation(q.messages)) for q in questions]
-    prompts = [list(q.ids) for q in questions]
-    return model.given(prompts) if isinstance(model, WholePrompts) else prompts
+    return prompter.mapped(name, questions, compute, lambda q: len(q.ids), base=base, batch=BATCH)
 
 
 def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Question) -> bool | None:
@@ -288,9 +243,7 @@ def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Quest
     )
 
 
-def _oracle(
-    model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress
-) -> list[Result]:
+def _oracle(model: WiseModel, facts: Sequence[Fact], questions: Sequence[Question], progress: Progress) -> list[Result]:
     memory = model.layer.memory
     router = None if memory is None else memory.router
     slots, results = slots_of(model), []
@@ -299,7 +252,7 @@ def _oracle(
         slot = slots.get(fact.edit.id, NO_SLOT)
         forced = ForcedRouter(router, slot) if isinstance(router, HybridRouter) and slot != NO_SLOT else None
         with nullcontext() if forced is None else consulting(model, forced):
-            answers = _ask(model, group, silent, "")
+            answers = _ask(Prompter(model), "oracle", group)
         for question, answer in zip(group, answers, strict=True):
             asked = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
@@ -308,6 +261,9 @@ def _oracle(
     return results
 
 
-def _contains(text: str, words: str) -> bool:
+def _contains(text: str, words: str | None) -> bool:
+    """`words` stand in a text as whole words; None stands in none."""
+    if words is None:
+        return False
     wanted = re.sub(r"^(?:the|a|an|to|in|on|at)\s+", "", words.casefold().strip())
     return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text.casefold()) is not None

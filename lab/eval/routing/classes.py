@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import random
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
-from wise.lab.eval.routing.material import Draft, Material, choose, gather
+from wise.lab.eval.routing.material import Conversation, Draft, Material, choose
 from wise.lab.eval.routing.negatives import negative_drafts
 from wise.lab.eval.routing.positives import positive_drafts
-from wise.lab.eval.routing.texts import shipped_passages, shipped_questions
+from wise.lab.eval.routing.relations import EditedFacts, Relations
+from wise.lab.eval.routing.texts import shipped_exchanges, shipped_passages, shipped_questions
 from wise.training.encoding import Encoder
 
 PER_CLASS = 400
 MAX_TOKENS = 20_000
+LEAST_WORDS = 5_000
+"""Words of running text that are looked through even where few tokens of it are measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,28 +68,34 @@ def build_routing_set(
     none that names an edited subject where what it asks is not surely something else
     (`wise.lab.eval.routing.relations`).
 
-    Args:
-        records: the edited ones.
-        live: all live edits, those of `records` and any others.
-        pool: records that were not edited, for other subjects and other relations; may be empty.
-        encoder: says what a prompt's tokens are, how many fit, and how a conversation is written.
-        text: running texts; None for the shipped ones.
-        questions: generic questions; None for the shipped ones.
-        per_class: prompts of a class of unit "prompt" at most, spread evenly over the records.
-        max_tokens: tokens of a class of unit "token" at most.
+    records: the edited ones. live: all live edits. pool: records that were not edited, for other subjects and
+    relations. text, questions: running texts and generic questions; None for the shipped ones. per_class: prompts of a
+    class of unit "prompt" at most, spread evenly over the records. max_tokens: tokens of one of unit "token" at most.
 
     Raises ConfigError where no positive or no negative prompt could be built.
     """
-    material = gather(
-        records,
-        live=live,
-        pool=pool,
+    relations = Relations((*records, *pool), live)
+    edited = EditedFacts(records, live, relations)
+    rng = random.Random(f"{seed} material")
+    passages = _shuffled(shipped_passages() if text is None else text, rng)
+    generic = _shuffled(shipped_questions() if questions is None else questions, rng)
+    ids = {record.edit.id for record in records} | {edit.id for edit in live}
+    held = {edit.prompt: edit.id for edit in live}  # of a prompt that was edited again, the last edit
+    material = Material(
+        records=tuple(record for record in records if held.get(record.edit.prompt) == record.edit.id),
+        pool=tuple(record for record in pool if record.edit.id not in ids),
+        live=tuple(live),
         encoder=encoder,
-        text=shipped_passages() if text is None else text,
-        questions=shipped_questions() if questions is None else questions,
+        relations=relations,
+        edited=edited,
+        conversation=Conversation(encoder),
+        texts=tuple(_enough((t for t in passages if _unrelated(t, edited)), max(max_tokens, LEAST_WORDS))),
+        questions=tuple(islice((q for q in generic if _unrelated(q, edited)), per_class)),
+        exchanges=tuple((q, a) for q, a in shipped_exchanges() if _unrelated(f"{q} {a}", edited)),
         seed=seed,
         per_class=per_class,
         max_tokens=max_tokens,
+        fitted=frozenset(edit.prompt.replace(edit.subject, "{}") for edit in live if edit.subject),
     )
     skipped: dict[str, str] = {}
     return RoutingSet(
@@ -94,24 +105,40 @@ def build_routing_set(
     )
 
 
+def _unrelated(text: str, edited: EditedFacts) -> bool:
+    return not edited.names(text) and not edited.states(text)
+
+
+def _shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
+    results = [text for text in dict.fromkeys(texts) if text.strip()]
+    rng.shuffle(results)
+    return results
+
+
+def _enough(texts: Iterable[str], count: int) -> Iterator[str]:
+    """Texts of together at least `count` words, each of which is at least about one token."""
+    total = 0
+    for text in texts:
+        if total >= count:
+            return
+        total += len(text.split())
+        yield text
+
+
 def _side(side: str, drafts: Sequence[Draft], material: Material, skipped: dict[str, str]) -> tuple[RoutingClass, ...]:
-    """The classes that could be built; notes why the others could not."""
-    built = [_class(draft, material) for draft in drafts]
-    for draft, entry in zip(drafts, built, strict=True):
-        if not entry.prompts:
+    built = []
+    for draft in drafts:
+        # Where every token counts, the tokens were counted already.
+        cap = material.per_class if draft.unit == "prompt" else sys.maxsize
+        prompts = []
+        for text, place in choose(draft, cap=cap, accept=material.fits):
+            record = draft.sources[place][0]
+            prompts.append(RoutingPrompt(text=text, record=record, cluster=str(place) if record is None else None))
+        if prompts:
+            built.append(RoutingClass(name=draft.name, about=draft.about, unit=draft.unit, prompts=tuple(prompts)))
+        else:
             skipped[f"{side}.{draft.name}"] = draft.why_empty
-    if not any(entry.prompts for entry in built):
+    if not built:
         reasons = "; ".join(draft.why_empty for draft in drafts)
         raise ConfigError(f"no {side} could be built of {len(material.records)} records: {reasons}")
-    return tuple(entry for entry in built if entry.prompts)
-
-
-def _class(draft: Draft, material: Material) -> RoutingClass:
-    # Where every token counts, the tokens were counted already.
-    cap = material.per_class if draft.unit == "prompt" else sys.maxsize
-    result = choose(draft, cap=cap, accept=material.fits)
-    prompts = []
-    for text, place in result:
-        record = draft.sources[place][0]
-        prompts.append(RoutingPrompt(text=text, record=record, cluster=str(place) if record is None else None))
-    return RoutingClass(name=draft.name, about=draft.about, unit=draft.unit, prompts=tuple(prompts))
+    return tuple(built)

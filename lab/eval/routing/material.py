@@ -12,15 +12,12 @@ from jinja2 import TemplateError
 
 from wise.edits import Edit, Record
 from wise.lab.eval.routing.relations import EditedFacts, Relations
-from wise.lab.eval.routing.texts import shipped_exchanges
 from wise.lab.eval.routing.topics import sentences
 from wise.training.encoding import Encoder
 
 Source = tuple[str | None, Iterable[str]]
 """Id of a record, or None, and the prompts built from it, the best first; they may be built as they are taken."""
 Form = Callable[[Record], Iterable[str]]
-LEAST_WORDS = 5_000
-"""Words of running text that are looked through even where few tokens of it are measured."""
 TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
 PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no chat template that takes plain turns'
 _GOLDEN = (5**0.5 - 1) / 2
@@ -28,23 +25,18 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 @dataclass(frozen=True, kw_only=True)
 class Draft:
-    """A class of prompts to choose from."""
-
     name: str
     about: str
     sources: Sequence[Source]
     why_empty: str
     """What is missing where no prompt comes of it."""
     unit: str = "prompt"
-    """As in `RoutingClass`."""
 
 
 def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tuple[str, int]]:
-    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those.
-
-    One from each record before a second from any. Where not all records can have one, those that have lie evenly over
-    all of them, so that old and new edits have their share.
-    """
+    """Up to `cap` different texts that `accept` takes, each with the place of its source, in the order of those. One
+    from each record before a second from any; where not all can have one, those that have lie evenly over all of them,
+    so that old and new edits have their share."""
     streams: dict[int, Iterator[str]] = {place: iter(texts) for place, (_, texts) in enumerate(draft.sources)}
     taken: dict[str, tuple[int, int]] = {}
     depth = 0
@@ -68,10 +60,8 @@ def evenly(places: Sequence[int]) -> list[int]:
 
 
 class Conversation:
-    """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue.
-
-    The encoder reads such a text as the ids that `wise.router.turns.render` gives for the same turns.
-    """
+    """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue. The encoder reads
+    such a text as the ids that `wise.router.turns.render` gives for the same turns."""
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
@@ -85,7 +75,6 @@ class Conversation:
 
     @property
     def about(self) -> str:
-        """The form in words."""
         return TEMPLATE_FORM if self._templated else PLAIN_FORM
 
     def text(self, *turns: str) -> str:
@@ -114,7 +103,6 @@ class Material:
     records: tuple[Record, ...]
     """Those whose edits are live."""
     pool: tuple[Record, ...]
-    """Others, not edited."""
     live: tuple[Edit, ...]
     encoder: Encoder
     relations: Relations
@@ -134,7 +122,6 @@ class Material:
         return random.Random(f"{self.seed} {name} {record.edit.id}")
 
     def length(self, text: str) -> int:
-        """Tokens of a prompt."""
         return len(self.encoder.prompt(text))
 
     def fits(self, text: str) -> bool:
@@ -149,67 +136,3 @@ class Material:
         results = [" ".join(sentence.split()) for text in self.texts for sentence in sentences(text)]
         whole = (sentence for sentence in results if sentence[-1] in ".!?" and sentence.count('"') % 2 == 0)
         return [sentence for sentence in whole if 4 <= len(sentence.split()) <= 40]
-
-
-def gather(
-    records: Sequence[Record],
-    *,
-    live: Sequence[Edit],
-    pool: Sequence[Record],
-    encoder: Encoder,
-    text: Sequence[str],
-    questions: Sequence[str],
-    seed: int,
-    per_class: int,
-    max_tokens: int,
-) -> Material:
-    """Reads relations, guards and clean texts out of what is given."""
-    relations = Relations((*records, *pool), live)
-    edited = EditedFacts(records, live, relations)
-    rng = random.Random(f"{seed} material")
-    clean = (text for text in _shuffled(text, rng) if _unrelated(text, edited))
-    asked = (question for question in _shuffled(questions, rng) if _unrelated(question, edited))
-    exchanges = [(q, a) for q, a in shipped_exchanges() if _unrelated(f"{q} {a}", edited)]
-    ids = {record.edit.id for record in records} | {edit.id for edit in live}
-    return Material(
-        records=tuple(_current(records, live)),
-        pool=tuple(record for record in pool if record.edit.id not in ids),
-        live=tuple(live),
-        encoder=encoder,
-        relations=relations,
-        edited=edited,
-        conversation=Conversation(encoder),
-        texts=tuple(_enough(clean, max(max_tokens, LEAST_WORDS))),
-        questions=tuple(islice(asked, per_class)),
-        exchanges=tuple(exchanges),
-        seed=seed,
-        per_class=per_class,
-        max_tokens=max_tokens,
-        fitted=frozenset(edit.prompt.replace(edit.subject, "{}") for edit in live if edit.subject),
-    )
-
-
-def _current(records: Sequence[Record], live: Sequence[Edit]) -> Iterator[Record]:
-    """The records whose edits are live; nothing can be routed to the others, nor be held apart from them."""
-    held = {edit.prompt: edit.id for edit in live}  # of a prompt that was edited again, the last edit
-    return (record for record in records if held.get(record.edit.prompt) == record.edit.id)
-
-
-def _unrelated(text: str, edited: EditedFacts) -> bool:
-    return not edited.names(text) and not edited.states(text)
-
-
-def _shuffled(texts: Sequence[str], rng: random.Random) -> list[str]:
-    results = [text for text in dict.fromkeys(texts) if text.strip()]
-    rng.shuffle(results)
-    return results
-
-
-def _enough(texts: Iterable[str], count: int) -> Iterator[str]:
-    """Texts of together at least `count` words, each of which is at least about one token."""
-    total = 0
-    for text in texts:
-        if total >= count:
-            return
-        total += len(text.split())
-        yield text

@@ -37,7 +37,6 @@ class Routing:
     positives: Mapping[str, Mapping[str, Any]]
     """Class of positives -> its figures (`separation.positive_figures`)."""
     skipped: Mapping[str, str]
-    """Class -> why there are no figures of it."""
     scored_against: str
     """The class of positives that negatives are measured against."""
     live_edits: int
@@ -45,8 +44,7 @@ class Routing:
     """Records whose edit is not live, and so cannot be routed to; no positive of theirs counts."""
     false_routes_per_million: float | None
     """Tokens of running text at which a gate opens."""
-    false_routes_per_million_ci: tuple[float, float] | None
-    """Over texts as clusters."""
+    false_routes_per_million_ci: list[float] | None
     running_text_tokens: int
     slot_top1: float
     """Share of the positives at which the slot, or the edit, that comes nearest is the right one, open or not."""
@@ -57,20 +55,14 @@ class Routing:
     oracle: Mapping[str, float | None]
 
     def to_dict(self) -> dict[str, Any]:
-        """All of it, ready for JSON, and the edges of the histograms."""
-        result = asdict(self) | {"bins": list(BINS)}
-        if self.false_routes_per_million_ci is not None:
-            result["false_routes_per_million_ci"] = list(self.false_routes_per_million_ci)
-        return result
+        return asdict(self) | {"bins": list(BINS)}
 
 
 def measure_routing(
     model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, progress: Progress = silent, seed: int = 0
 ) -> Routing:
-    """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
-
-    Raises ConfigError where no edit is live, or no positive asks for one that is.
-    """
+    """Measures the router in place on the classes of `routing_set`, and on the edits of `records`. Raises ConfigError
+    where no edit is live, or no positive asks for one that is."""
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)
@@ -134,7 +126,7 @@ def _false_routes(text: ScoredClass | None, seed: int) -> dict[str, Any]:
     low, high = share_interval(text.opened, text.clusters, seed=seed)
     return {
         "false_routes_per_million": 1e6 * float(text.opened.double().mean()),
-        "false_routes_per_million_ci": (1e6 * low, 1e6 * high),
+        "false_routes_per_million_ci": [1e6 * low, 1e6 * high],
         "running_text_tokens": text.values.numel(),
     }
 

@@ -43,19 +43,7 @@ MENTIONS = (
 )
 
 
-def running_text_draft(material: Material) -> Draft:
-    """Passages in an order drawn by the seed, cut where they are longer than the context, until the tokens are used."""
-    return Draft(
-        name="running_text",
-        about=f"Passages of running text that name no edited subject, at most {material.max_tokens} tokens.",
-        sources=[(None, pieces) for pieces in _passages(material)],
-        why_empty="no running text is left that names no edited subject",
-        unit="token",
-    )
-
-
 def _passages(material: Material) -> Iterator[list[str]]:
-    """The pieces of each text."""
     left = material.max_tokens
     for text in material.texts:
         kept = []
@@ -96,19 +84,6 @@ def _beginning(material: Material, text: str, room: int) -> str:
         else:
             high = middle - 1
     return " ".join(parts[:low])
-
-
-def long_context_draft(material: Material) -> Draft:
-    """The documents of records that lie evenly over all, until the tokens are used."""
-    room = min(LONG, 3 * material.encoder.context // 4)
-    return Draft(
-        name="long_context",
-        about=f"Running text of up to {room} tokens that names the edited subject in a sentence which says nothing "
-        f"about it, and ends with a generic question; at most {material.max_tokens} tokens in all.",
-        sources=_documents(material, room),
-        why_empty="no record has a subject, no running text or no question is left, or nothing fits the context",
-        unit="token",
-    )
 
 
 def _documents(material: Material, room: int) -> list[Source]:
@@ -166,8 +141,6 @@ def same_name(one: str, other: str) -> bool:
 
 
 class Names:
-    """Subjects by their trigrams."""
-
     def __init__(self, names: Iterable[str]) -> None:
         self.names = tuple(dict.fromkeys(names))
         self._trigrams = [trigrams(name) for name in self.names]
@@ -187,18 +160,6 @@ class Names:
                 ranked.append((-index, place))
         for _, place in sorted(ranked):
             yield self.names[place]
-
-
-def same_relation_draft(material: Material) -> Draft:
-    """Neighbours of the data, or else other records of the same relation."""
-    others = _by_relation(material, material.pool)
-    return Draft(
-        name="same_relation",
-        about="What was edited, asked of other subjects: neighbours from the data in a wording of the edit's relation, "
-        "or where a record has none, prompts of records that were not edited and have the same relation.",
-        sources=[(record.edit.id, tuple(_same_relation(material, record, others))) for record in material.records],
-        why_empty="no record has a neighbour of its own relation, and no record that was not edited shares one",
-    )
 
 
 def _same_relation(material: Material, record: Record, others: dict[str, list[Record]]) -> Iterator[str]:
@@ -231,30 +192,14 @@ def _by_relation(material: Material, records: Sequence[Record]) -> dict[str, lis
     return results
 
 
-def same_subject_draft(material: Material) -> Draft:
-    """Probes of the data, or else the templates of other relations with this subject put in."""
-    templates = {name: material.relations.templates(name) for name in material.relations.names}
-    usual = _usual_company(material)
-    return Draft(
-        name="same_subject",
-        about="Something else about the edited subject: questions from the data, or else prompts of other relations, "
-        "those that it asks of like subjects where it shows which, with this subject put in. Relations that share a "
-        "wording or a matter with an edit of the subject are left out.",
-        sources=[(record.edit.id, _same_subject(material, record, templates, usual)) for record in material.records],
-        why_empty="no record has a subject, or no other relation is surely apart from the edited one",
-    )
-
-
 def _same_subject(
-    material: Material,
-    record: Record,
-    templates: dict[str, tuple[str, ...]],
-    usual: dict[str, list[str]],
+    material: Material, record: Record, templates: dict[str, tuple[str, ...]], usual: dict[str, list[str]]
 ) -> Iterator[str]:
     subject = record.edit.subject
     if subject is None:
         return
-    real = [text for text in _asked_of_subject(record) if _is_beside(material, text, subject)]
+    unmoved = [probe.queries[0].prompt for probe in record.probes if probe.kind in UNMOVED]
+    real = [text for text in (*unmoved, *record.neighbours) if _is_beside(material, text, subject)]
     yield from islice(real, PER_RECORD)
     if real:
         return
@@ -278,14 +223,6 @@ def _put_in(material: Material, subject: str, templates: Sequence[str], rng: ran
         if not material.edited.may_ask(text, material.relations.asked_by(template)):
             yield text
             return
-
-
-def _asked_of_subject(record: Record) -> Iterator[str]:
-    """Prompts of the data about the edited subject that the edit must not move."""
-    for probe in record.probes:
-        if probe.kind in UNMOVED:
-            yield probe.queries[0].prompt
-    yield from record.neighbours
 
 
 def _is_beside(material: Material, text: str, subject: str) -> bool:
@@ -315,9 +252,7 @@ def _subjects(material: Material) -> dict[str, list[str]]:
 
 def _usual_company(material: Material) -> dict[str, list[str]]:
     """Relation -> others that the data asks of some of the same subjects, without those of which it hardly ever does.
-
-    They are what makes sense to ask of a subject: a person has no capital.
-    """
+    They are what makes sense to ask of a subject: a person has no capital."""
     of_subject: dict[str, set[str]] = defaultdict(set)
     for relation, subjects in _subjects(material).items():
         for subject in subjects:
@@ -333,18 +268,6 @@ def _usual_company(material: Material) -> dict[str, list[str]]:
     }
 
 
-def near_duplicate_draft(material: Material) -> Draft:
-    """The prompt with another name in the place of its subject, one that looks like it."""
-    of_relation = {relation: Names(subjects) for relation, subjects in _subjects(material).items()}
-    return Draft(
-        name="near_duplicate",
-        about="The edited prompt with its subject replaced by the other subject of the relation, in records or "
-        "neighbours, that shares most of its runs of three letters.",
-        sources=[(record.edit.id, _near_duplicates(material, record, of_relation)) for record in material.records],
-        why_empty="no record has a subject, or no other name is near one",
-    )
-
-
 def _near_duplicates(material: Material, record: Record, of_relation: dict[str, Names]) -> Iterator[str]:
     subject, asked = record.edit.subject, material.relations.asked(record.edit, record.paraphrases)
     if subject is None or asked.relation is None:
@@ -356,7 +279,17 @@ def _near_duplicates(material: Material, record: Record, of_relation: dict[str, 
 
 def negative_drafts(material: Material) -> list[Draft]:
     """All negative classes, in the order of the report."""
-    relation = same_relation_draft(material)
+    others, usual = _by_relation(material, material.pool), _usual_company(material)
+    templates = {name: material.relations.templates(name) for name in material.relations.names}
+    of_relation = {relation: Names(subjects) for relation, subjects in _subjects(material).items()}
+    room = min(LONG, 3 * material.encoder.context // 4)
+    same_relation = Draft(
+        name="same_relation",
+        about="What was edited, asked of other subjects: neighbours from the data in a wording of the edit's relation, "
+        "or where a record has none, prompts of records that were not edited and have the same relation.",
+        sources=[(record.edit.id, tuple(_same_relation(material, record, others))) for record in material.records],
+        why_empty="no record has a neighbour of its own relation, and no record that was not edited shares one",
+    )
     return [
         Draft(
             name="generic",
@@ -364,12 +297,38 @@ def negative_drafts(material: Material) -> list[Draft]:
             sources=[(None, [question]) for question in material.questions],
             why_empty=NO_QUESTIONS,
         ),
-        relation,
-        same_subject_draft(material),
-        near_duplicate_draft(material),
-        running_text_draft(material),
-        long_context_draft(material),
-        _chat(material, relation),
+        same_relation,
+        Draft(
+            name="same_subject",
+            about="Something else about the edited subject: questions from the data, or else prompts of other "
+            "relations, those that it asks of like subjects where it shows which, with this subject put in. Relations "
+            "that share a wording or a matter with an edit of the subject are left out.",
+            sources=[(r.edit.id, _same_subject(material, r, templates, usual)) for r in material.records],
+            why_empty="no record has a subject, or no other relation is surely apart from the edited one",
+        ),
+        Draft(
+            name="near_duplicate",
+            about="The edited prompt with its subject replaced by the other subject of the relation, in records or "
+            "neighbours, that shares most of its runs of three letters.",
+            sources=[(record.edit.id, _near_duplicates(material, record, of_relation)) for record in material.records],
+            why_empty="no record has a subject, or no other name is near one",
+        ),
+        Draft(
+            name="running_text",
+            about=f"Passages of running text that name no edited subject, at most {material.max_tokens} tokens.",
+            sources=[(None, pieces) for pieces in _passages(material)],
+            why_empty="no running text is left that names no edited subject",
+            unit="token",
+        ),
+        Draft(
+            name="long_context",
+            about=f"Running text of up to {room} tokens that names the edited subject in a sentence which says nothing "
+            f"about it, and ends with a generic question; at most {material.max_tokens} tokens in all.",
+            sources=_documents(material, room),
+            why_empty="no record has a subject, no running text or no question is left, or nothing fits the context",
+            unit="token",
+        ),
+        _chat(material, same_relation),
         _multi_turn(material),
     ]
 
@@ -379,12 +338,8 @@ def _chat(material: Material, relation: Draft) -> Draft:
     other."""
     talk = material.conversation
     generic = [talk.text(question) for question in material.questions]
-
-    def told(texts: Iterable[str]) -> Iterator[str]:
-        return (talk.text(text) for text in texts)
-
     related = choose(
-        replace(relation, sources=[(record, told(texts)) for record, texts in relation.sources]),
+        replace(relation, sources=[(record, map(talk.text, texts)) for record, texts in relation.sources]),
         cap=max(material.per_class // 2, material.per_class - len(generic)),
         accept=material.fits,
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from wise.edits import Record
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
-from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records, select
+from wise.lab.eval.prompting import Prompter, PromptRow, mean_over_records, select
 from wise.lab.eval.quality import (
     FREE_GENERALIZATION,
     GENERALIZATION,
@@ -100,10 +100,8 @@ class SlotQuestion:
 
 
 class ForcedRouter(HybridRouter):
-    """Takes every question for the one that the edit of a slot answers: the ceiling of any router.
-
-    In plain text the answer begins at the end of each text that is read whole.
-    """
+    """Takes every question for the one that the edit of a slot answers: the ceiling of any router. In plain text the
+    answer begins at the end of each text that is read whole."""
 
     def __init__(self, router: HybridRouter, slot: int) -> None:
         Router.__init__(self)
@@ -134,24 +132,30 @@ class ForcedRouter(HybridRouter):
 def measure_oracle(
     model: WiseModel, records: Sequence[Record], *, progress: Progress = silent
 ) -> dict[str, float | None]:
-    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place.
+    """Reliability and both generalizations, as `measure_quality` defines them, with an oracle in the router's place;
+    None where there is no prompt for a figure.
 
-    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so
-    far, would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as
-    what is said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so no
-    router could make it speak: it counts as wrong, as it does in what the ceiling stands beside. A figure is None
-    where there is no prompt for it.
+    The right edit's slot speaks at the last token of the prompt, and then wherever the base, given the target so far,
+    would not go on with it: where it was fitted (`masked_dense_examples`). In `hybrid` it speaks for as long as what is
+    said is a beginning of its answer, as it does there by itself. An edit that is not live has no slot, so it counts as
+    wrong, as it does in what the ceiling stands beside.
 
     Raises ConfigError where no edit is live, and EditError for a prompt that does not fit the context.
     """
-    prompter = Prompter(model, progress)
-    served(model)
+    prompter, router = Prompter(model, progress), served(model).router
     with model.evaluating():
         selected = select(model, records).tested
         live = slots_of(model)
-        questions = _questions(prompter, selected, live)
-        ask = _forced if _is_hybrid(model) else _at_places
-        right = ask(prompter, model, questions)
+        questions = [
+            SlotQuestion(question=question_of(prompter, tested.record, measure, prompt), slot=slot)
+            for tested in selected
+            if (slot := live.get(tested.record.edit.id)) is not None
+            for measure, prompt in wordings(tested)
+        ]
+        if isinstance(router, HybridRouter):
+            right = _forced(prompter, model, questions, router)
+        else:
+            right = _at_places(prompter, model, questions)
     outcomes = [
         (q.question.measure, q.question.record.edit.id, float(hit)) for q, hit in zip(questions, right, strict=True)
     ]
@@ -169,28 +173,14 @@ def slots_of(model: WiseModel) -> dict[str, int]:
     return {edit_id: slot.id for slot in model.state.slots for edit_id in slot.edit_ids}
 
 
-def _questions(prompter: Prompter, selected: Sequence[Tested], slots: Mapping[str, int]) -> list[SlotQuestion]:
-    return [
-        SlotQuestion(question=question_of(prompter, tested.record, measure, prompt), slot=slot)
-        for tested in selected
-        if (slot := slots.get(tested.record.edit.id)) is not None
-        for measure, prompt in wordings(tested)
-    ]
-
-
-def _is_hybrid(model: WiseModel) -> bool:
-    return isinstance(served(model).router, HybridRouter)
-
-
-def _forced(prompter: Prompter, model: WiseModel, questions: Sequence[SlotQuestion]) -> list[bool]:
+def _forced(
+    prompter: Prompter, model: WiseModel, questions: Sequence[SlotQuestion], router: HybridRouter
+) -> list[bool]:
     """Whether each question is answered rightly where every question is taken for the one that its slot answers."""
 
     def compute(_: PreTrainedModel, part: Sequence[SlotQuestion]) -> list[bool]:
         results = []
         for slot, group in groupby(part, lambda question: question.slot):
-            router = served(model).router
-            if not isinstance(router, HybridRouter):
-                raise RuntimeError("the router was changed while it was measured")
             results += _answered(model, list(group), ForcedRouter(router, slot))
         return results
 
@@ -239,7 +229,6 @@ def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]
 
 
 def _answered(model: WiseModel, questions: Sequence[SlotQuestion], router: Router) -> list[bool]:
-    """Whether each question's answer is right where `router` decides."""
     prompts, limits = zip(*((q.question.ids, q.question.limit) for q in questions), strict=True)
     with consulting(model, router) as oracle:
         answers = greedy(oracle, prompts, stops=model.encoder.stops, max_new_tokens=limits)

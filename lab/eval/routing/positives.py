@@ -12,7 +12,6 @@ from wise.lab.eval.routing.topics import normal
 
 
 def positive_drafts(material: Material) -> list[Draft]:
-    """All positive classes, in the order of the report."""
     talk = material.conversation
     return [
         Draft(

@@ -19,10 +19,8 @@ from wise.lab.eval.routing.topics import Phrases, Words, normal, sentences, topi
 
 
 def template_of(prompt: str, subject: str | None) -> str | None:
-    """`prompt` with its subject cut out as `{}`; None where it does not hold one.
-
-    Sentences before the last one with the subject are left out: CounterFact's paraphrases begin with unrelated text.
-    """
+    """`prompt` with its subject cut out as `{}`; None where it does not hold one. Sentences before the last one with
+    the subject are left out: CounterFact's paraphrases begin with unrelated text."""
     if subject is None or subject not in prompt:
         return None
     parts = sentences(prompt.replace(subject, "{}"))
@@ -39,7 +37,6 @@ class AskedRelation:
     topics: frozenset[str]
 
     def apart(self, other: AskedRelation) -> bool:
-        """The two surely ask different things."""
         known = bool(self.topics) and bool(other.topics)
         same = self.relation is not None and self.relation == other.relation
         return known and not same and self.topics.isdisjoint(other.topics)
@@ -80,17 +77,14 @@ class Relations:
         wordings = (template_of(text, edit.subject) for text in (*edit.paraphrases, *paraphrases))
         templates = [first, *(wording for wording in wordings if wording is not None)]
         for node in [*map(normal, templates), *([f"relation {name}"] if name else [])]:
-            self._join(normal(first), node)
+            one, other = sorted((self._root(normal(first)), self._root(node)))
+            self._parent[other] = one
         return templates
 
     def _root(self, node: str) -> str:
         while self._parent.setdefault(node, node) != node:
             self._parent[node] = node = self._parent[self._parent[node]]
         return node
-
-    def _join(self, one: str, other: str) -> None:
-        first, second = sorted((self._root(one), self._root(other)))
-        self._parent[second] = first
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -180,5 +174,4 @@ class EditedFacts:
         return any(not asked.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
 
     def facts_of(self, subject: str) -> list[AskedRelation]:
-        """What was edited about a subject."""
         return self._facts.get(words(subject), [])

@@ -34,24 +34,18 @@ class Scored:
 
     @property
     def last(self) -> Scored:
-        """That of the last token alone."""
         return Scored(values=self.values[-1:], slots=self.slots[-1:], edits=self.edits[-1:])
 
     @property
     def speakers(self) -> tuple[int | None, ...]:
-        """The slot that speaks at each token, or None for the base."""
         return tuple(slot if value >= 1 else None for value, slot in zip(self.values, self.slots, strict=True))
 
 
 def score_prompts(
     model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, progress: Progress = silent
 ) -> list[Scored]:
-    """The evidence at the last token of each prompt, or at every token of it.
-
-    name: what `progress` is told.
-
-    Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
-    """
+    """The evidence at the last token of each prompt, or at every token of it. name: what `progress` is told. Raises
+    ConfigError where the model has no live edit, or a prompt has no token or more than the context holds."""
     rows = [prompt_ids(model, text) for text in texts]
     served(model)
 
@@ -67,11 +61,8 @@ def count_flips(
     model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress = silent
 ) -> list[int]:
     """Changes of speaker within the greedy answer to each text, of at most `tokens` tokens: from the last token of the
-    prompt to the last one read in. The answer's own last token is generated and never read, so its route decides
-    nothing.
-
-    Raises ConfigError where no edit is live, or a text does not fit the context.
-    """
+    prompt to the last one read in; the answer's own last token is generated and never read. Raises ConfigError where no
+    edit is live, or a text does not fit the context."""
     prompts = [prompt_ids(model, text, room=1) for text in texts]
 
     def compute(base: PreTrainedModel, part: Sequence[list[int]]) -> list[int]:
@@ -108,10 +99,8 @@ def served(model: WiseModel) -> SideMemory:
 
 
 def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
-    """Ids of a prompt that leaves `room` tokens of the context.
-
-    Raises ConfigError where it has no token, or more than fit.
-    """
+    """Ids of a prompt that leaves `room` tokens of the context. Raises ConfigError where it has no token, or more than
+    fit."""
     ids, most = model.encoder.prompt(text), model.encoder.context - room
     if not 1 <= len(ids) <= most:
         raise ConfigError(

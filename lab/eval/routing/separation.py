@@ -25,13 +25,9 @@ LEAST = {"tpr_at_fpr_0.01": 100, "tpr_at_fpr_0.001": 1000}
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ScoredClass:
-    """A class of prompts and the router's evidence on them."""
-
     about: RoutingClass
     prompts: tuple[RoutingPrompt, ...]
-    """Those that count."""
     scored: tuple[Scored, ...]
-    """One for each prompt."""
     values: Tensor
     """`[n]` float64, what is measured: one of each prompt, or one of each token."""
     clusters: tuple[Hashable, ...]
@@ -86,10 +82,7 @@ def negative_figures(
 
 
 def positive_figures(positive: ScoredClass, slots: Mapping[str, int], *, keys: bool, seed: int) -> dict[str, Any]:
-    """The figures of a class of positives.
-
-    slots: edit -> its slot. keys: whether the router has keys, so that an edit can be nearest.
-    """
+    """slots: edit -> its slot. keys: whether the router has keys, so that an edit can be nearest."""
     pairs = [(prompt.record, scored) for prompt, scored in zip(positive.prompts, positive.scored, strict=True)]
     slot_hits = [scored.slots[-1] == slots[record] for record, scored in pairs if record is not None]
     edit_hits = [scored.edits[-1] == record for record, scored in pairs]

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import closing
 from importlib.resources import files
+from itertools import groupby, starmap
 from os import PathLike
 from pathlib import Path
 
@@ -33,13 +34,11 @@ def shipped_passages() -> list[str]:
 
 
 def shipped_exchanges() -> list[tuple[str, str]]:
-    """Everyday questions with an answer each."""
     lines = _shipped("exchanges.txt").splitlines()
     return [(question, answer) for question, _, answer in (line.partition(_SEPARATOR) for line in lines)]
 
 
 def running_text(path: Path | None) -> list[str]:
-    """The texts of a file; None for the passages that ship."""
     return shipped_passages() if path is None else read_texts(path)
 
 
@@ -48,15 +47,11 @@ def _shipped(name: str) -> str:
 
 
 def read_texts(path: str | PathLike[str]) -> list[str]:
-    """The texts of a file, in its order.
+    """The texts of a file, in its order: `.txt` with paragraphs between blank lines, or `.jsonl` with one object per
+    line, whose text is the first of `TEXT_FIELDS` that it has; `.gz` or `.xz` after that where compressed.
 
-    Args:
-        path: `.txt` with paragraphs between blank lines, or `.jsonl` with one object per line, whose text is
-            the first of `TEXT_FIELDS` that it has; `.gz` or `.xz` after that where compressed.
-
-    Raises:
-        EditError: beginning `FILE:LINE:`, for a file that cannot be read, or holds a line that is no such object.
-        ConfigError: for a file of another kind, of another encoding, or without a text.
+    Raises EditError, beginning `FILE:LINE:`, for a file that cannot be read, or holds a line that is no such object;
+    ConfigError for a file of another kind, of another encoding, or without a text.
     """
     path = Path(path)
     kind = path.with_suffix("").suffix if path.suffix.lower() in _PACKED else path.suffix
@@ -70,20 +65,16 @@ def read_texts(path: str | PathLike[str]) -> list[str]:
 
 
 def _paragraphs(path: Path) -> Generator[str]:
-    paragraph: list[str] = []
+    def decoded(number: int, content: bytes) -> str:
+        try:
+            return content.decode().rstrip()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
+
     with closing(lines(path)) as numbered:
-        for number, content in numbered:
-            try:
-                line = content.decode()
-            except UnicodeDecodeError:
-                raise ConfigError(f"{path}:{number}: not UTF-8 text; save the file as UTF-8") from None
-            if line.strip():
-                paragraph.append(line.rstrip())
-            elif paragraph:
+        for filled, paragraph in groupby(starmap(decoded, numbered), key=bool):
+            if filled:
                 yield "\n".join(paragraph).strip()
-                paragraph = []
-    if paragraph:
-        yield "\n".join(paragraph).strip()
 
 
 def _fields(path: Path) -> Generator[str]:

@@ -55,7 +55,6 @@ class Phrases:
                 self._by_opening[phrase[:_OPENING]].append(phrase)
 
     def within(self, text: str) -> list[Words]:
-        """Those that `text` holds, in the order in which they stand there."""
         spoken = words(text)
         results: dict[Words, None] = {}
         for start in range(len(spoken)):

@@ -117,7 +117,7 @@ def test_three_records_without_neighbours_are_enough_and_fewer_are_not(name: str
     training = tuple(Record(edit=edit) for edit in tiny_edits(3))
     opened(name, tiny_context(training=training), steps=2, batch=2, held_out=0.5).prepare()
     for count in (0, 2):
-        with pytest.raises(ConfigError, match=rf"was given {count} training records: give at least 3"):
+        with pytest.raises(ConfigError, match=rf"can read {count} of {count} training records: give at least 3"):
             opened(name, tiny_context(training=training[:count])).edit(tiny_edits(1))
 
 

@@ -53,7 +53,7 @@ def test_what_is_served_at_one_block_is_that_change(model_type):
     editor.prepare()
     edits = tiny_edits(3)
     contexts = [contexts_of(editor.context, edit, editor.prefixes) for edit in edits]
-    keys = read(editor.context, contexts, keys=editor.paths).keys[editor.paths[0]].double()
+    keys = read(editor.context, contexts, keys=editor.paths)[0][editor.paths[0]].double()
     offset = search(editor.context, contexts, editor.layers[-1], editor.last, editor.settings).offset.double()
     whole = keys.shape[1] * prepared_moments(editor.context, [1], editor.settings)[0] + keys.T @ keys
     editor.edit(edits)
@@ -72,7 +72,7 @@ def test_what_is_missing_of_one_edit_shrinks_and_more_so_where_the_base_counts_l
         editor.prefixes = ()
         found = search(editor.context, contexts, editor.layers[-1], editor.last, editor.settings)
         editor.edit(edit)
-        now = read(editor.context, contexts, out=[editor.last]).out[editor.last]
+        now = read(editor.context, contexts, out=[editor.last])[1][editor.last]
         return float((found.start + found.offset - now).norm() / found.offset.norm())
 
     heavy, light, none = (missing(weight, (1,)) for weight in (10.0, 0.1, 1e-6))
@@ -94,7 +94,7 @@ def test_each_block_takes_its_part_of_what_is_then_missing(monkeypatch):
     torch.testing.assert_close(given[0][2].float(), found.offset / 2, rtol=1e-3, atol=1e-3)
     name = f"{editor.paths[1]}.weight"
     editor.put({name: editor.original[name]})  # as it was when the second block's turn came
-    now = read(editor.context, contexts, out=[editor.last]).out[editor.last]
+    now = read(editor.context, contexts, out=[editor.last])[1][editor.last]
     torch.testing.assert_close(given[1][2].float(), found.start + found.offset - now, rtol=1e-3, atol=1e-3)
 
 

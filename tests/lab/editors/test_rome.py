@@ -38,7 +38,7 @@ def written(editor: Rome, edit: Edit) -> tuple[torch.Tensor, torch.Tensor, torch
     """Applies one edit: the change `[d, f]`, k*, v* - W k*, and C; float64 all."""
     editor.prepare()
     contexts = [contexts_of(editor.context, edit, editor.prefixes)]
-    key = read(editor.context, contexts, keys=[editor.projection.path]).keys[editor.projection.path][0]
+    key = read(editor.context, contexts, keys=[editor.projection.path])[0][editor.projection.path][0]
     place = editor.projection
     offset = search(editor.context, contexts, place.layer, place.path, editor.settings).offset[0]
     moment = prepared_moments(editor.context, [editor.projection.layer], editor.settings)[0]

@@ -15,7 +15,6 @@ from wise.lab.editors.statistics import (
     MomentSettings,
     factored,
     prepared_moments,
-    second_moments,
     with_ridge,
 )
 
@@ -31,7 +30,11 @@ def corpus(rows: int = 40, *, seed: int = 0) -> tuple[str, ...]:
 
 
 def computed(context, **changes):
-    return second_moments(context, [1], **({"tokens": TOKENS, "length": 10, "seed": 0} | changes))[0]
+    return prepared_moments(context, [1], settings(**changes))[0]
+
+
+def settings(**changes):
+    return MomentSettings(**{"tokens": TOKENS, "length": 10, "ridge": 0.0} | changes)
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "opt", "gpt_neox"])
@@ -62,7 +65,7 @@ def test_several_layers_come_from_one_pass_and_are_each_their_own(monkeypatch):
     passes = []
     whole = statistics._computed
     monkeypatch.setattr(statistics, "_computed", lambda *args: passes.append(args) or whole(*args))
-    both = second_moments(context, [0, 1], tokens=TOKENS, length=10, seed=0)
+    both = prepared_moments(context, [0, 1], settings())
     assert len(passes) == 1
     torch.testing.assert_close(both[1], computed(context))
     assert not torch.allclose(both[0], both[1], rtol=0.1)
@@ -133,6 +136,5 @@ def test_settings_are_checked_and_followed():
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             MomentSettings(**wrong)
     context = tiny_context(texts=corpus())
-    settings = MomentSettings(tokens=TOKENS, length=10, ridge=0.5)
-    (found,) = prepared_moments(context, [1], settings)
+    (found,) = prepared_moments(context, [1], settings(ridge=0.5))
     torch.testing.assert_close(found, with_ridge(computed(context), 0.5))

@@ -14,10 +14,10 @@ from tiny import nearest_keys, wrap_tiny
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.routing import Routing, gate_ratios, measure_routing
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt, RoutingSet
+from wise.lab.eval.routing.measure import Routing, measure_routing
 from wise.lab.eval.routing.oracle import slots_of
-from wise.lab.eval.routing.scores import flips
+from wise.lab.eval.routing.scores import flips, gate_ratios
 from wise.lab.eval.routing.separation import BINS, histogram
 from wise.router.hybrid import HybridRouter
 

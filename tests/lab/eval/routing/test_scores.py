@@ -11,8 +11,7 @@ from torch import Tensor
 
 import wise
 from wise.errors import ConfigError
-from wise.lab.eval.routing import gate_ratios
-from wise.lab.eval.routing.scores import prompt_ids, score_prompts, score_rows
+from wise.lab.eval.routing.scores import gate_ratios, prompt_ids, score_prompts, score_rows
 from wise.memory.key_space import KeySpace
 from wise.memory.side_memory import NO_SLOT, Router, SlotBank
 from wise.router.activation import ActivationRouter, RetrievalRouter
