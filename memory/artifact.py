@@ -60,9 +60,13 @@ _AGAIN = "copy the folder again, or take an older save"
 
 
 def save_memory(folder: str | PathLike[str], *, config: WiseConfig, state: MemoryState, base: Fingerprint) -> None:
-    """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory. What a cut-off save
-    leaves behind: see `wise.memory.folder`. Raises ArtifactError, with nothing written, where the memory contradicts
-    itself or `folder` holds anything else; OSError, likewise, where the disk does not take it."""
+    """Writes a memory to `folder`, which is made, or replaced as a whole where it holds a memory.
+
+    What a cut-off save leaves behind: see `wise.memory.folder`.
+
+    Raises ArtifactError, with nothing written, where the memory contradicts itself or `folder` holds anything
+    else; OSError, likewise, where the disk does not take it.
+    """
     check_state(config, state, base)
     kinds, tensors = _pack(state)
     check_tensors(tensors)
@@ -87,9 +91,12 @@ def load_memory(
     cache_dir: str | PathLike[str] | None = None
 ) -> tuple[WiseConfig, MemoryState, Fingerprint]:
     """Reads the memory at `path`, a folder or else a hub id; files that are not part of a memory are ignored.
-    `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`. Raises ArtifactError, naming
-    the file and what to do, where there is no memory, or it is incomplete, damaged, foreign, newer than this release,
-    or contradicts itself."""
+
+    `revision`, `token` and `cache_dir` are those of `huggingface_hub.snapshot_download`.
+
+    Raises ArtifactError, naming the file and what to do, where there is no memory, or it is incomplete,
+    damaged, foreign, newer than this release, or contradicts itself.
+    """
     folder = Path(path)
     if isinstance(path, str) and not folder.exists() and "/" in path and HUB_ID.fullmatch(path):
         folder = _download(path, revision=revision, token=token, cache_dir=cache_dir)

@@ -53,7 +53,9 @@ class BaseState:
 
 class BaseWatch:
     """Compares a base with the one on which its edits were verified; as a forward pre-hook, warns once if they differ.
-    A copy knows of no edits."""
+
+    A copy knows of no edits.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model

@@ -28,9 +28,14 @@ def unfetched(file: Path) -> str | None:
 
 
 def bounded(file: Path, most: int | None = None) -> Path:
-    """The file itself, which lies in its folder and is no device, pipe or link to another place. The hub's cache is
-    made of links to a folder beside the snapshots; these are followed. most: bytes that it may have. Raises
-    ArtifactError, with nothing read, where it is anything else."""
+    """The file itself, which lies in its folder and is no device, pipe or link to another place.
+
+    The hub's cache is made of links to a folder beside the snapshots; these are followed.
+
+    most: bytes that it may have.
+
+    Raises ArtifactError, with nothing read, where it is anything else.
+    """
     folder = file.parent.resolve()
     found = file.resolve()
     homes = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]

@@ -103,9 +103,11 @@ class Fingerprint:
         return found
 
     def check(self, other: Fingerprint, *, allow_precision: bool = False) -> bool:
-        """Whether `other` is this base in this precision; False for the same base in another one. Raises ArtifactError
-        naming every field that differs, with what was expected and found, for another base; and for another precision
-        unless `allow_precision`."""
+        """Whether `other` is this base in this precision; False for the same base in another one.
+
+        Raises ArtifactError naming every field that differs, with what was expected and found, for another base; and
+        for another precision unless `allow_precision`.
+        """
         shape = [f.name for f in fields(self) if f.compare and f.type in ("int", "str") and f.name not in PRECISION]
         differing = [
             f"{name}: expected {getattr(self, name)!r}, found {getattr(other, name)!r}"

@@ -25,8 +25,10 @@ _MOST_DEAD = 0.25
 
 
 class KeyIndex:
-    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit. Removing an edit zeroes its rows and leaves them
-    dead until too many are."""
+    """Edit keys `[n, r]` float32 on the CPU, each owned by an edit.
+
+    Removing an edit zeroes its rows and leaves them dead until too many are.
+    """
 
     def __init__(self, dim: int) -> None:
         """dim: r, the size of a key."""
@@ -48,8 +50,11 @@ class KeyIndex:
         return self._living
 
     def copy(self) -> KeyIndex:
-        """The same keys in an index of its own. Both share the arrays: the first of the two to add rows does so behind
-        them, and one that changes rows in use copies the arrays first. Not to be used by several threads at once."""
+        """The same keys in an index of its own.
+
+        Both share the arrays: the first of the two to add rows does so behind them, and one that changes rows in use
+        copies the arrays first. Not to be used by several threads at once.
+        """
         self._shared = True
         other = copy(self)
         other._entries, other._owners = dict(self._entries), list(self._owners)

@@ -51,10 +51,12 @@ class SideMemoryLayer(Wrapper):
 
 
 def as_child(module: nn.Module, name: str) -> None:
-    """Gives `module` the state dict of its child `name`, without the name in its keys. A checkpoint written from a
-    wrapped model must be readable without wise: with other keys a plain reload would leave random numbers where it
-    misses its own. Where peft has put adapters into the child, the keys stay as they are, since peft looks for its
-    tensors where their modules stand."""
+    """Gives `module` the state dict of its child `name`, without the name in its keys.
+
+    A checkpoint written from a wrapped model must be readable without wise: with other keys a plain reload would leave
+    random numbers where it misses its own. Where peft has put adapters into the child, the keys stay as they are, since
+    peft looks for its tensors where their modules stand.
+    """
     module.register_state_dict_post_hook(partial(_hide, name))  # type: ignore[no-untyped-call]
     module.register_load_state_dict_pre_hook(partial(_expect, name))  # type: ignore[no-untyped-call]
 

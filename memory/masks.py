@@ -22,8 +22,10 @@ from wise.errors import ConfigError
 
 
 def random_masks(shape: tuple[int, int], *, shards: int, ratio: float, seed: int) -> Tensor:
-    """Masks `[shards, d, f]` bool on the CPU, each with exactly `round(ratio * d * f)` ones. Mask i depends on `shape`,
-    `ratio`, `seed` and i only: more shards leave the first ones as they are."""
+    """Masks `[shards, d, f]` bool on the CPU, each with exactly `round(ratio * d * f)` ones.
+
+    Mask i depends on `shape`, `ratio`, `seed` and i only: more shards leave the first ones as they are.
+    """
     size = prod(shape)
     ones = round(ratio * size)
     masks = np.empty((shards, size), dtype=np.bool_)
@@ -33,9 +35,11 @@ def random_masks(shape: tuple[int, int], *, shards: int, ratio: float, seed: int
 
 
 def _random_subset(size: int, ones: int, seed: np.random.SeedSequence) -> NDArray[np.bool_]:
-    """A uniformly random subset of exactly `ones` of `size` entries: those with the smallest random keys. A key's
-    leading 16 bits settle nearly all entries and cost an eighth of a full sort key in time and memory; 64 further bits
-    are drawn only for the entries tied at the cut."""
+    """A uniformly random subset of exactly `ones` of `size` entries: those with the smallest random keys.
+
+    A key's leading 16 bits settle nearly all entries and cost an eighth of a full sort key in time and
+    memory; 64 further bits are drawn only for the entries tied at the cut.
+    """
     bits = np.random.PCG64(seed)
     words = bits.random_raw(-(-size // 4)).astype("<u8", copy=False)
     keys = words.view("<u2")[:size]
@@ -53,8 +57,10 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """The inverse of `pack_bits`: bool of shape `shape` on the device of `packed`. Raises ConfigError if `packed` is
-    not what `pack_bits` makes of a mask of that shape."""
+    """The inverse of `pack_bits`: bool of shape `shape` on the device of `packed`.
+
+    Raises ConfigError if `packed` is not what `pack_bits` makes of a mask of that shape.
+    """
     if any(n < 1 for n in shape):
         raise ConfigError(f"shape={tuple(shape)!r}: expected whole numbers from 1")
     size = prod(shape)

@@ -16,9 +16,13 @@ from wise.errors import ConfigError
 
 
 def merge(deltas: Tensor) -> Tensor:
-    """One delta `[d, f]`, of the dtype and on the device of `deltas` `[k, d, f]`, which stay as they are. Elected is
-    the sign of the sum over all shards; masses that cancel exactly elect none and give 0. Half precision is computed in
-    float32. The bits do not depend on the order of the shards. Raises ConfigError for deltas that are not finite."""
+    """One delta `[d, f]`, of the dtype and on the device of `deltas` `[k, d, f]`, which stay as they are.
+
+    Elected is the sign of the sum over all shards; masses that cancel exactly elect none and give 0. Half precision is
+    computed in float32. The bits do not depend on the order of the shards.
+
+    Raises ConfigError for deltas that are not finite.
+    """
     if not bool(deltas.isfinite().all()):
         raise ConfigError("the weights of a shard are no finite numbers, since fitting diverged: lower learning_rate")
     exact = deltas.detach().to(torch.promote_types(deltas.dtype, torch.float32))

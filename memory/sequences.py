@@ -60,8 +60,10 @@ class SequenceReader:
     """Records the ids that a model reads; holds those of the last forward of each thread."""
 
     def __init__(self, model: nn.Module) -> None:
-        """model: the module that is given `input_ids`, below its head where there is one. Raises UnsupportedModelError
-        where it takes no ids."""
+        """model: the module that is given `input_ids`, below its head where there is one.
+
+        Raises UnsupportedModelError where it takes no ids.
+        """
         decoder = getattr(model, "decoder", None)
         if isinstance(decoder, nn.Module) and "input_ids" in inspect.signature(decoder.forward).parameters:
             model = decoder  # OPT's head calls the decoder in the base model, and not the base model
@@ -95,7 +97,10 @@ class SequenceReader:
 
     @property
     def rows(self) -> TokenRows:
-        """What this thread's forward reads. Raises ConfigError where the ids are not known."""
+        """What this thread's forward reads.
+
+        Raises ConfigError where the ids are not known.
+        """
         rows: TokenRows | str = getattr(self._own, "rows", "no forward pass has run in this thread")
         if isinstance(rows, str):
             raise ConfigError(f"mode='hybrid' goes by token ids, and {rows}")

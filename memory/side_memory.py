@@ -22,9 +22,12 @@ NO_SLOT = -1
 
 
 class Resident(nn.Module):
-    """Tensors that move with the model and are otherwise left alone. They are plain attributes. Buffers would be
-    rounded with the model, and a threshold rounded to bf16 is another threshold. And a compiled graph takes the shape
-    of a buffer for granted: each edit, having added a key, would compile the model anew, until torch gives up."""
+    """Tensors that move with the model and are otherwise left alone.
+
+    They are plain attributes. Buffers would be rounded with the model, and a threshold rounded to bf16 is
+    another threshold. And a compiled graph takes the shape of a buffer for granted: each edit, having added
+    a key, would compile the model anew, until torch gives up.
+    """
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for name, value in vars(self).items():
@@ -88,17 +91,21 @@ class Evidence(NamedTuple):
 
 
 class Router(Resident, ABC):
-    """Decides, per token, from its activation or from the ids up to it, whether and which slot speaks. To add a router,
-    subclass this; keep to tensor operations (no `.item()`, no branch on a value), so that the wrapped model still
-    compiles into one graph."""
+    """Decides, per token, from its activation or from the ids up to it, whether and which slot speaks.
+
+    To add a router, subclass this; keep to tensor operations (no `.item()`, no branch on a value), so
+    that the wrapped model still compiles into one graph.
+    """
 
     @abstractmethod
     def forward(self, activation: Tensor, bank: SlotBank) -> Route:
         """activation: `[n, f]`."""
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
-        """activation: `[n, f]`. Not on the path of a token: it may cost more than `forward`. Here: the score as a
-        multiple of its threshold, of the slot considered."""
+        """activation: `[n, f]`. Not on the path of a token: it may cost more than `forward`.
+
+        Here: the score as a multiple of its threshold, of the slot considered.
+        """
         route: Route = self(activation, bank)
         return Evidence.of(route, route.score / route.threshold, route.slot, torch.full_like(route.slot, -1))
 
@@ -134,9 +141,13 @@ class SideMemory(nn.Module):
 
 def grouped_linear(x: Tensor, weights: Tensor, group: Tensor) -> Tensor:
     """A linear map whose weight is chosen per token: `out[t] = weights[group[t]] @ x[t]`, zero where it is `NO_SLOT`.
+
     One operator that `torch.compile` does not look into. Each token takes at most one of k weights, so the work is at
     most that of one dense layer. Which slots occur is data, hence a Python loop, and traced inline it would break
-    `fullgraph=True`. x: `[n, f]`; weights: `[k, d, f]`; group: `[n]` integers in [-1, k). Returns `[n, d]`."""
+    `fullgraph=True`.
+
+    x: `[n, f]`; weights: `[k, d, f]`; group: `[n]` integers in [-1, k). Returns `[n, d]`.
+    """
     if torch.compiler.is_compiling():
         out: Tensor = _operator(x, weights, group)
         return out

@@ -40,8 +40,10 @@ class Slot(ABC):
 
     @property
     def threshold(self) -> float:
-        """Routing score from which the slot speaks: the smallest over its edits, infinite without any. A pure function
-        of the edits it now holds (WISE takes the smallest ever seen, which can only fall)."""
+        """Routing score from which the slot speaks: the smallest over its edits, infinite without any.
+
+        A pure function of the edits it now holds (WISE takes the smallest ever seen, which can only fall).
+        """
         return min(self.scores, default=float("inf"))
 
     @property
@@ -61,8 +63,10 @@ class Slot(ABC):
     @classmethod
     @abstractmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
-        """Slots of these ids, edits and scores from the columns of their group: see `columns_of`. Raises ArtifactError
-        where these are not the columns of so many slots of this kind."""
+        """Slots of these ids, edits and scores from the columns of their group: see `columns_of`.
+
+        Raises ArtifactError where these are not the columns of so many slots of this kind.
+        """
 
     def same(self, other: Slot) -> bool:
         """Whether the other slot is this one to the last bit, whatever their numbers."""
@@ -241,8 +245,12 @@ SLOT_KINDS: dict[str, type[Slot]] = {kind.kind: kind for kind in (MaskedDenseSlo
 
 
 def make_bank(slots: Sequence[Slot], dtype: torch.dtype) -> SlotBank:
-    """What serves `slots`, slot i with id i. dtype: precision of what slots add. Raises ConfigError for slots of
-    several kinds, or none."""
+    """What serves `slots`, slot i with id i.
+
+    dtype: precision of what slots add.
+
+    Raises ConfigError for slots of several kinds, or none.
+    """
     kinds = {type(slot) for slot in slots}
     if len(kinds) != 1:
         raise ConfigError(f"slots of the kinds {sorted(kind.kind for kind in kinds)}: one memory serves one kind")
@@ -266,9 +274,11 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
-    """The group of each slot, groups numbered as they come, and the columns of all groups. Slots of one kind whose
-    tensors have one width are a group. The tensors that they have by one name are one tensor `GROUP/NAME`, row upon
-    row, with the number of rows of each slot in `GROUP/NAME/rows`."""
+    """The group of each slot, groups numbered as they come, and the columns of all groups.
+
+    Slots of one kind whose tensors have one width are a group. The tensors that they have by one name are one tensor
+    `GROUP/NAME`, row upon row, with the number of rows of each slot in `GROUP/NAME/rows`.
+    """
     parts: dict[Any, list[dict[str, Tensor]]] = {}
     numbers: dict[Any, int] = {}
     groups = []
@@ -293,7 +303,9 @@ def slots_of(
     columns: Mapping[str, Tensor], kinds: Mapping[int, str], groups: Sequence[int], fields: Sequence[Mapping[str, Any]]
 ) -> list[Slot]:
     """The inverse of `columns_of`. kinds: of each group. groups, fields: the group of each slot, its id, edits, scores.
-    Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots."""
+
+    Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots.
+    """
     held: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
     for group, own in zip(groups, fields, strict=True):
         held[group].append(own)

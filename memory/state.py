@@ -96,9 +96,11 @@ class MemoryState:
         )
 
     def without(self, edit_ids: Collection[str]) -> MemoryState:
-        """The snapshot in which these edits are no longer live; a slot that holds no other goes with them. A slot that
-        they share with others stays as it was written, and with it their trace (`sharing`). What does not change is the
-        very same object, so that it is not looked at again."""
+        """The snapshot in which these edits are no longer live; a slot that holds no other goes with them.
+
+        A slot that they share with others stays as it was written, and with it their trace (`sharing`). What does not
+        change is the very same object, so that it is not looked at again.
+        """
         edit_ids = frozenset(edit_ids)
         if not edit_ids and self._filled:
             return self

@@ -23,8 +23,10 @@ def activation_score(delta: Tensor) -> Tensor:
 
 
 def closeness(cosine: Tensor, threshold: float) -> Tensor:
-    """A cosine as a multiple of its threshold: at least 1 exactly where it reaches it. A threshold of 0 or less is no
-    scale to measure by; there the distance to it, moved to 1, is taken."""
+    """A cosine as a multiple of its threshold: at least 1 exactly where it reaches it.
+
+    A threshold of 0 or less is no scale to measure by; there the distance to it, moved to 1, is taken.
+    """
     return cosine / threshold if threshold > 0 else 1 + cosine - threshold
 
 
@@ -61,8 +63,10 @@ class RetrievalRouter(Router):
     def __init__(
         self, *, thresholds: Tensor, keys: Tensor, key_slots: Tensor, space: KeySpace, key_threshold: float
     ) -> None:
-        """thresholds `[k]`; keys `[n, r]`, of unit length in `space`; key_slots `[n]`. key_threshold: cosine under
-        which the nearest key is none."""
+        """thresholds `[k]`; keys `[n, r]`, of unit length in `space`; key_slots `[n]`.
+
+        key_threshold: cosine under which the nearest key is none.
+        """
         super().__init__()
         self.key_threshold = key_threshold
         self.thresholds = thresholds.float()
@@ -80,7 +84,9 @@ class RetrievalRouter(Router):
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The smaller of two multiples: cosine to the nearest key over its threshold, its slot's D over the threshold.
-        The slot is the nearest key's, and D is taken of it, also where that key is further than that threshold."""
+
+        The slot is the nearest key's, and D is taken of it, also where that key is further than that threshold.
+        """
         route: Route = self(activation, bank)
         product, key, length = self._nearest(activation)
         slot = self.key_slots[key]

@@ -17,8 +17,11 @@ from wise.router.hybrid import HybridRouter, RouterInputs
 def assemble(
     state: MemoryState, config: WiseConfig, *, inputs: RouterInputs | None, device: torch.device, dtype: torch.dtype
 ) -> SideMemory | None:
-    """The side memory that serves `state`; None where there is nothing to serve. inputs: what the router of `hybrid`
-    reads. dtype: precision of what slots add, that of the model they stand in; all that routes is float32."""
+    """The side memory that serves `state`; None where there is nothing to serve.
+
+    inputs: what the router of `hybrid` reads.
+    dtype: precision of what slots add, that of the model they stand in; all that routes is float32.
+    """
     if not state.edits:
         return None
     bank = make_bank(state.slots, dtype)

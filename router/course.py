@@ -111,8 +111,10 @@ class Course:
         return steps
 
     def plan(self, prompt: Sequence[int], stops: Collection[int]) -> Plan:
-        """The plan of the prompt, which was read. stops: ids at which generation ends. A chat whose openings contain
-        one of them cannot begin a turn by itself."""
+        """The plan of the prompt, which was read.
+
+        stops: ids at which generation ends. A chat whose openings contain one of them cannot begin a turn by itself.
+        """
         template = self._router.inputs.template
         chat_start = min(self._chat_start, len(prompt))
         settled = chat_start < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)

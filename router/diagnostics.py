@@ -34,8 +34,12 @@ class KeyDiagnostics:
 
 
 def key_diagnostics(state: MemoryState, memory: SideMemory, activation: Tensor) -> KeyDiagnostics:
-    """How near each key of `state`, which `memory` serves, comes at the tokens of one row. activation: `[tokens, f]` of
-    it. Raises ConfigError where the keys cannot be compared, since the state has no space for them."""
+    """How near each key of `state`, which `memory` serves, comes at the tokens of one row.
+
+    activation: `[tokens, f]` of it.
+
+    Raises ConfigError where the keys cannot be compared, since the state has no space for them.
+    """
     if not isinstance(state.key_space, KeySpace):
         raise ConfigError("this memory has no key space, so how near its edits come cannot be said: make them anew")
     device, tokens = activation.device, len(activation)

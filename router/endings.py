@@ -41,7 +41,10 @@ class Endings:
 
     def of(self, ends: Iterable[str]) -> np.ndarray:
         """`[vocabulary + 1]` bool: the tokens with which one of these words may end. The last stands for all ids that
-        the tokenizer does not know. ends: in lower case, as `wise.router.subjects.words` has them."""
+        the tokenizer does not know.
+
+        ends: in lower case, as `wise.router.subjects.words` has them.
+        """
         found = np.zeros(self._size + 1, dtype=bool)
         found[[*self._always, -1]] = True
         for word in set(ends):

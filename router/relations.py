@@ -21,8 +21,10 @@ RIVAL_MARGIN = 0.25
 
 
 def relation_scores(vectors: Tensor, centres: Tensor) -> Tensor:
-    """`[n]` how near each of `[n, r]` centres is to an edit. vectors: `[2, r]` of its question, and of the question
-    with the answer, which tells most; or `[1, r]`, the first."""
+    """`[n]` how near each of `[n, r]` centres is to an edit.
+
+    vectors: `[2, r]` of its question, and of the question with the answer, which tells most; or `[1, r]`, the first.
+    """
     weights = torch.tensor(RELATION_WEIGHTS[: len(vectors)], device=vectors.device)
     return centres @ (vectors.T @ weights)
 
@@ -33,8 +35,10 @@ def nearest_relation(vectors: Tensor, centres: Tensor) -> int:
 
 
 def rivals(vectors: Tensor, reader: RelationReader) -> Tensor:
-    """`[m]` the places of an edit's rivals among the reader's relations: the others of the kind of its own. There are
-    none where no relation is near. vectors: `[2, r]` as for `relation_scores`."""
+    """`[m]` the places of an edit's rivals among the reader's relations: the others of the kind of its own.
+
+    There are none where no relation is near. vectors: `[2, r]` as for `relation_scores`.
+    """
     if not len(reader.relation_centres):
         return torch.zeros(0, dtype=torch.long)
     scores, kinds = relation_scores(vectors, reader.relation_centres), reader.relation_kinds

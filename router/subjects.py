@@ -112,8 +112,10 @@ def names_of(edit: Edit) -> tuple[str, ...]:
 
 @lru_cache(maxsize=65536)
 def find_subject(prompt: str) -> str | None:
-    """The likely subject of a prompt: its first quoted words, or else its first run of capitalised words. A capital at
-    the beginning of a sentence counts only if the word is not a common one."""
+    """The likely subject of a prompt: its first quoted words, or else its first run of capitalised words.
+
+    A capital at the beginning of a sentence counts only if the word is not a common one.
+    """
     for quoted in _QUOTED.finditer(prompt):
         if name_key(quoted.group(1)):
             return quoted.group(1).strip()

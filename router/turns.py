@@ -118,8 +118,10 @@ def render(
     tools: Sequence[Mapping[str, Any]] = (),
     template: str | None = None,
 ) -> list[int]:
-    """Ids of a conversation up to where the next answer begins. tools: JSON schemas of functions. template: None is the
-    tokenizer's own."""
+    """Ids of a conversation up to where the next answer begins.
+
+    tools: JSON schemas of functions. template: None is the tokenizer's own.
+    """
     return [int(i) for i in _templated(tokenizer, messages, tools, tokenize=True, chat_template=template)]
 
 
@@ -157,8 +159,10 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 
 
 def expects(text: str, ends: Collection[str]) -> bool | None:
-    """Whether an unfinished sentence expects an answer at its end; None if that is not clear. ends: last words of the
-    edits' own sentences, which expect one as `LEADING` do."""
+    """Whether an unfinished sentence expects an answer at its end; None if that is not clear.
+
+    ends: last words of the edits' own sentences, which expect one as `LEADING` do.
+    """
     if _UNFINISHED.search(text):
         return False
     last = last_word(text)

@@ -20,8 +20,10 @@ STARTING = 300.0
 
 
 class Service:
-    """`wise serve` as a process, which is killed when a `with` block ends. Raises RuntimeError where it does not
-    start."""
+    """`wise serve` as a process, which is killed when a `with` block ends.
+
+    Raises RuntimeError where it does not start.
+    """
 
     def __init__(
         self,

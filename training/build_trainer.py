@@ -28,8 +28,11 @@ def build_trainer(
     model: PreTrainedModel, target_module: TargetModule, encoder: Encoder, config: WiseConfig, *,
     inputs: RouterInputs | None, state: MemoryState,
 ) -> Trainer:
-    """Measures the base, whose memory must be out of place, and readies a writer for it. inputs: what the router of
-    `hybrid` reads; None in the other modes. state: in whose space keys are compared, where it has one."""
+    """Measures the base, whose memory must be out of place, and readies a writer for it.
+
+    inputs: what the router of `hybrid` reads; None in the other modes. state: in whose space keys are compared, where
+    it has one.
+    """
     spliced = SplicedModel(model, target_module)
     if spliced.no_gradient:
         raise UnsupportedModelError(f"this base can be served but not edited here: {spliced.no_gradient}")

@@ -26,8 +26,11 @@ in place of 2 %."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
-    """The edits of `state` that a later one among `written` supersedes, in the order of the stream. A superseded edit
-    supersedes no other. There are none where keys were not made by a relation reader (`merge`, `retrieve`)."""
+    """The edits of `state` that a later one among `written` supersedes, in the order of the stream.
+
+    A superseded edit supersedes no other. There are none where keys were not made by a relation reader (`merge`,
+    `retrieve`).
+    """
     if not isinstance(state.key_space, RelationSpace):
         return ()
     catalog = catalog_of(state)

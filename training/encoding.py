@@ -228,8 +228,10 @@ class Encoder:
 
 
 def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: WiseConfig) -> Encoder:
-    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`). Raises ConfigError
-    if the model has no end-of-sequence token."""
+    """Learns from the base what `config` leaves open, and caches it on disk (`wise.training.cache`).
+
+    Raises ConfigError if the model has no end-of-sequence token.
+    """
     template = ChatTemplate.learn(tokenizer)
     bare = Encoder(
         tokenizer=tokenizer,
@@ -334,8 +336,11 @@ def _learn_terminator(
     model: PreTrainedModel, encoder: Encoder, prompts: list[list[int]], least: int | None = None,
     level: int = logging.WARNING,
 ) -> tuple[int, ...]:
-    """The longest ending that at least half of the base's own answers to `prompts` share. least: number of different
-    finished answers that are needed; None is half of the prompts. level: of the log message where there are fewer."""
+    """The longest ending that at least half of the base's own answers to `prompts` share.
+
+    least: number of different finished answers that are needed; None is half of the prompts.
+    level: of the log message where there are fewer.
+    """
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
     ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
     if len(ended) < (len(answers) / 2 if least is None else least):  # also where it gives every prompt the same answer

@@ -180,8 +180,10 @@ class SplicedModel:
 
     @torch.no_grad()
     def cache(self, rows: Sequence[tuple[list[int], list[int]]]) -> Rows:
-        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty. Rows of similar length
-        share a run, and their common prefix is run once."""
+        """Runs the base once over `(prompt ids, target ids)` rows; neither part may be empty.
+
+        Rows of similar length share a run, and their common prefix is run once.
+        """
         order = sorted(range(len(rows)), key=lambda i: (len(rows[i][0]) + len(rows[i][1]), len(rows[i][0])))
         parts: list[list[int]] = []
         for i in order:
@@ -366,8 +368,10 @@ class SplicedModel:
         return cache
 
     def labelled_logits(self, rows: Rows, delta: Delta | None = None) -> Tensor:
-        """The same at the positions with a label, row after row, `[labelled, vocabulary]`. The head is run nowhere
-        else: in a small model it is most of the computation."""
+        """The same at the positions with a label, row after row, `[labelled, vocabulary]`.
+
+        The head is run nowhere else: in a small model it is most of the computation.
+        """
         wanted = rows.labels != -100
         self._wanted = wanted
         try:

@@ -90,8 +90,10 @@ class Trainer:
     def with_before(
         self, state: MemoryState, edits: Sequence[Edit], outcomes: Sequence[Outcome], *, serve: Serve
     ) -> list[Outcome]:
-        """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names. An edit has
-        at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters."""
+        """Outcomes of `edits`, with what `state`, the one before them, answers to all that `holds` names.
+
+        An edit has at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters.
+        """
         known = {edit.id: edit for edit in edits}
         labels = [list(outcome.holds)[:ASKED_BEFORE] for outcome in outcomes]
         asked = [p for outcome, own in zip(outcomes, labels, strict=True) if own

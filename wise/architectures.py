@@ -89,8 +89,10 @@ def locate(model: PreTrainedModel, config: WiseConfig, *, linear: bool = False) 
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
-    """The path and list of the blocks that text runs through: the longest list whose first module is run. Raises
-    UnsupportedModelError where there is none."""
+    """The path and list of the blocks that text runs through: the longest list whose first module is run.
+
+    Raises UnsupportedModelError where there is none.
+    """
     lists = {
         path: module
         for path, module in model.named_modules()
@@ -221,7 +223,8 @@ class _Trial:
 
     def place(self) -> str | None:
         """The module to add to: a projection whose output enters the residual stream as it is, else the last whole part
-        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled."""
+        that works token by token; else a part behind a feed-forward layer: a convolution, or one that is scaled.
+        """
         candidates = list(self._per_token())[::-1]
         linear = [path for path in candidates if _inputs(self.block.get_submodule(path))]
         whole = [path for path in candidates if "." not in path]

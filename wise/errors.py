@@ -1,5 +1,17 @@
 """Every error that wise raises on purpose, and the checks of text from outside that raise `EditError`.
 
+    WiseError
+    ├── ConfigError          (ValueError)    a setting is missing, unknown or out of range
+    ├── UnsupportedModelError(ValueError)    the model has no feed-forward layer that can be wrapped
+    ├── EditError            (ValueError)    an edit, or a file of edits, is not usable
+    ├── WorkerError          (RuntimeError)  processes that fit edits died again and again
+    ├── ArtifactError        (ValueError)    a saved memory is incomplete, damaged or foreign
+    ├── StartError           (RuntimeError)  the service cannot start, since its engine or its store fails
+    └── StoreError           (RuntimeError)  a store is damaged, full, held by another, or lacks what was asked for
+        ├── MissingError                     there is no store at a place
+        ├── RefusedError                     a version contradicts itself: the same will be refused again
+        └── ConflictError                    what was asked for does not fit what the store holds by now
+
 A message says what was given, what was expected and what to do about it. Nothing has been changed when one of these is
 raised. A message about a field names the field first, so that a reader can put the file and the line before it.
 """
@@ -7,7 +19,8 @@ raised. A message about a field names the field first, so that a reader can put 
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from functools import lru_cache
 from reprlib import repr as shortened
@@ -142,14 +155,21 @@ def checked_list(name: str, value: object, what: str, kind: type = object) -> tu
     return tuple(value)
 
 
+@contextmanager
+def within(name: str) -> Iterator[None]:
+    """Puts the field `name` before an `EditError` that is about a part of it."""
+    try:
+        yield
+    except EditError as error:
+        raise EditError(f"field {name!r}: {error}") from None
+
+
 def parsed_list(name: str, value: object, what: str, parse: Callable[[Any], Parsed]) -> tuple[Parsed, ...]:
     """A list, each item parsed. Raises EditError, naming the place before what `parse` refuses."""
     found = []
     for place, item in enumerate(checked_list(name, value, what)):
-        try:
+        with within(f"{name}[{place}]"):
             found.append(parse(item))
-        except EditError as error:
-            raise EditError(f"field {f'{name}[{place}]'!r}: {error}") from None
     return tuple(found)
 
 

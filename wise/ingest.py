@@ -79,8 +79,10 @@ def last_ingested(store: Store, name: str) -> tuple[int, str] | None:
 
 
 def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow: bool) -> Iterator[Line]:
-    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end. Raises
-    ConfigError where the file is not the one that was read before, or was cut."""
+    """Lines after the one that was taken in last. With `follow`, those that are appended later too, without end.
+
+    Raises ConfigError where the file is not the one that was read before, or was cut.
+    """
     check_file(file)
     with file.open("rb") as stream:
         place = 0
@@ -109,8 +111,10 @@ def rows_of(path: Path) -> Iterator[Line]:
 
 
 def lines_of_url(url: str) -> Iterator[Line]:
-    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone. Raises
-    ConfigError, which names neither of them, where it cannot be reached."""
+    """What a server sends, until it ends. A user and a password in the URL are sent to that server alone.
+
+    Raises ConfigError, which names neither of them, where it cannot be reached.
+    """
     try:
         parts = urlsplit(url)
         user, at, host = parts.netloc.rpartition("@")
@@ -125,8 +129,12 @@ def lines_of_url(url: str) -> Iterator[Line]:
 
 
 def lines_of_stream(stream: IO[bytes], place: int = 0, *, at_end: bool = True) -> Iterator[Line]:
-    """Lines that are not blank, until the stream ends. place: offset of its next byte. at_end: its end is the end of
-    its last line; else a line without an end is put back. Raises ConfigError for a line without end."""
+    """Lines that are not blank, until the stream ends.
+
+    place: offset of its next byte. at_end: its end is the end of its last line; else a line without an end is put back.
+
+    Raises ConfigError for a line without end.
+    """
     while data := stream.readline(LONGEST_LINE + 1):
         if len(data) > LONGEST_LINE:
             raise ConfigError(f"the line at byte {place} is longer than {LONGEST_LINE} bytes: JSON lines were expected")
@@ -169,8 +177,10 @@ class Ingestion:
         return "taken" if wanted else "known" if requests else "skipped"
 
     def _is_latest(self, request: EditRequest) -> bool:
-        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id. An
-        id that the line gives must be the same too."""
+        """Whether the latest edit on its question that is queued, in training or live is the same in all but its id.
+
+        An id that the line gives must be the same too.
+        """
         for ticket in self._store.journal.tickets(since=self._last):
             self._tickets_on.setdefault(_question(ticket.edit), []).append(ticket.number)
             self._last = ticket.number

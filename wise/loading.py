@@ -56,8 +56,10 @@ def check_device(name: str | None) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where a model is loaded and in which precision. What is None is as the folder says, on the CPU. Raises
-    ConfigError for a value that is not known, or two that exclude each other."""
+    """Where a model is loaded and in which precision. What is None is as the folder says, on the CPU.
+
+    Raises ConfigError for a value that is not known, or two that exclude each other.
+    """
 
     device: str | None = None
     """Of torch, such as `cuda` or `cuda:1`."""
@@ -132,8 +134,10 @@ DEFAULT_PLACEMENT = Placement()
 def load_model(
     name: str | None, *, threads: int | None = None, placement: Placement = DEFAULT_PLACEMENT
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A causal LM and its tokenizer. name: a folder or hub id; None is the demo model. Raises ConfigError if there is
-    none, no such device, or what its quantization needs is not installed."""
+    """A causal LM and its tokenizer. name: a folder or hub id; None is the demo model.
+
+    Raises ConfigError if there is none, no such device, or what its quantization needs is not installed.
+    """
     from transformers import AutoTokenizer
 
     from wise.demo import model_path
@@ -219,8 +223,10 @@ def named_base(base: Fingerprint) -> PreTrainedModel:
 
 
 def transformers_model(model: Any) -> Any:
-    """The model of transformers inside a model of peft; any other model itself. Raises UnsupportedModelError for what
-    is no model to generate with, and for adapters that are no part of the layers."""
+    """The model of transformers inside a model of peft; any other model itself.
+
+    Raises UnsupportedModelError for what is no model to generate with, and for adapters that are no part of the layers.
+    """
     from torch import nn
 
     peft: Any = sys.modules.get("peft")

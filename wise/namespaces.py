@@ -31,8 +31,10 @@ def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precis
 
 
 def check_base(base: Fingerprint, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
-    """Whether a store's edits were made on this base in this precision; False for another one that is allowed. Raises
-    StoreError if they were made on another base, or in another precision that is not allowed."""
+    """Whether a store's edits were made on this base in this precision; False for another one that is allowed.
+
+    Raises StoreError if they were made on another base, or in another precision that is not allowed.
+    """
     try:
         return snapshot.base is None or snapshot.base.check(base, allow_precision=allow_precision)
     except ArtifactError as error:
@@ -42,8 +44,10 @@ def check_base(base: Fingerprint, snapshot: Snapshot, place: str, *, allow_preci
 def ask_again(
     model: WiseModel, snapshot: Snapshot, progress: Callable[[str, int, int], None]
 ) -> dict[str, PrecisionReport]:
-    """By namespace, how many of a store's edits hold on this copy of their base. progress: called with a namespace, how
-    many of its edits are done, and of how many."""
+    """By namespace, how many of a store's edits hold on this copy of their base.
+
+    progress: called with a namespace, how many of its edits are done, and of how many.
+    """
     if snapshot.base is None:
         return {}
     return {
@@ -69,8 +73,10 @@ def make_ready(
     model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does. stage:
-    called with the name of each stage that takes long, as it begins."""
+    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does.
+
+    stage: called with the name of each stage that takes long, as it begins.
+    """
     stage("comparing the model with the store's")
     check_fits(model, snapshot, place, allow_precision=allow_precision)
     stage("learning how the model begins and ends its answers")
@@ -85,7 +91,10 @@ def edited(
     progress: Callable[[int], None] = lambda done: None, check: Check | None = None,
 ) -> tuple[MemoryState, list[Outcome]]:
     """`state` with `edits` added, and the outcome of each. Raises EditError as `Trainer.edit` does, and what `check`
-    raises, which is called between two steps. progress: called with how many edits are done."""
+    raises, which is called between two steps.
+
+    progress: called with how many edits are done.
+    """
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]

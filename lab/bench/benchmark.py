@@ -94,8 +94,10 @@ def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
 def search(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: str, plan: Plan, *, progress: Progress = silent
 ) -> dict[str, Any]:
-    """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`. A draw
-    that an editor refuses on this base counts as tried, and says why."""
+    """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
+
+    A draw that an editor refuses on this base counts as tried, and says why.
+    """
     combinations = candidates(editor, plan.trials, seed=plan.seed)
     if len(combinations) == 1:
         return {"chosen": {}, "trials": [], "records": 0}

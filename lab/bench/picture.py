@@ -19,8 +19,10 @@ MARKERS = "osD^vPX<>*ph"
 
 
 def draw_comparison(groups: Sequence[Group], path: Path, *, title: str) -> None:
-    """Draws the runs of several editors and sizes, means over streams, to `path`, whose ending says the format. Raises
-    ConfigError where matplotlib is not installed or the file cannot be written."""
+    """Draws the runs of several editors and sizes, means over streams, to `path`, whose ending says the format.
+
+    Raises ConfigError where matplotlib is not installed or the file cannot be written.
+    """
     figure = new_figure(15, 5.2)
     from matplotlib import colormaps
 

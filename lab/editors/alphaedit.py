@@ -91,8 +91,10 @@ class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
 
 
 def free_directions(moment: Tensor, share: float) -> Tensor:
-    """`[f, free]` the eigenvectors of the smallest eigenvalues, as many as together hold at most `share` of all. Raises
-    ConfigError where there is none."""
+    """`[f, free]` the eigenvectors of the smallest eigenvalues, as many as together hold at most `share` of all.
+
+    Raises ConfigError where there is none.
+    """
     values, vectors = torch.linalg.eigh(moment)
     count = int((values.clamp(min=0).cumsum(0) <= share * values.sum()).sum())
     if not count:

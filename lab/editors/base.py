@@ -176,7 +176,9 @@ class Baseline(ABC, Generic[S]):
 
 class WholePrompts:
     """Mixed into an editor that looks at whole prompts and not at single tokens. Whoever asks it says which they are.
-    What it is told holds for one forward or one `generate`."""
+
+    What it is told holds for one forward or one `generate`.
+    """
 
     def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The ids that stand for these prompts: what the model is to read in their place."""
@@ -189,8 +191,10 @@ class WholePrompts:
 
 
 class WeightEditor(Baseline[S]):
-    """An editor that changes parameters of the base. The base's own tensors are put aside untouched and never written
-    to, so they come back as they were."""
+    """An editor that changes parameters of the base.
+
+    The base's own tensors are put aside untouched and never written to, so they come back as they were.
+    """
 
     def __init__(self, context: EditingContext, settings: S, names: Sequence[str]) -> None:
         """names: of the parameters that may change, as `model.named_parameters` has them."""

@@ -94,7 +94,9 @@ class EditingContext:
 
     def corpus(self, tokens: int, *, length: int, seed: int = 0) -> Iterator[list[int]]:
         """Rows of ids, each of at most `length`, until there are `tokens`; of the corpus, or in the base's own words.
-        Raises ConfigError where the corpus is shorter than that."""
+
+        Raises ConfigError where the corpus is shorter than that.
+        """
         length = min(length, self.encoder.context)
         left = tokens
         for row in self._sampled(length, seed) if self.texts is None else self._read(length):
@@ -132,8 +134,10 @@ class EditingContext:
             seed += 1
 
     def cached(self, kind: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """What `compute` gives, from the cache where it was computed before for this very base and `key`. The file's
-        own metadata must say the same as its name; one that is damaged is computed anew."""
+        """What `compute` gives, from the cache where it was computed before for this very base and `key`.
+
+        The file's own metadata must say the same as its name; one that is damaged is computed anew.
+        """
         if self.cache is None:
             return compute()
         about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
@@ -167,9 +171,11 @@ def row_means(each: Tensor, spoken: Tensor) -> Tensor:
 def padded_rows(
     rows: Sequence[tuple[Sequence[int], Sequence[int]]], device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`. The label at a
-    place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token of a target is
-    predicted and not read."""
+    """Prompts and targets, right-padded: ids, attention mask, and labels, each `[batch, longest - 1]`.
+
+    The label at a place is the token that comes next, where that is one of the target's; -100 elsewhere. The last token
+    of a target is predicted and not read.
+    """
     ids, mask = right_pad([[*prompt, *target][:-1] for prompt, target in rows], device=device)
     labels = torch.full(ids.shape, -100)
     for own, (prompt, target) in zip(labels, rows, strict=True):

@@ -83,8 +83,10 @@ class Codebook:
         return result.values, result.indices
 
     def written(self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor) -> tuple[Codebook, int]:
-        """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained. key
-        `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar."""
+        """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained.
+
+        key `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar.
+        """
         book = self._without(key)
         new = replace(
             book,

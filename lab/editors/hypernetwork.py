@@ -105,8 +105,10 @@ class HyperEditor(WeightEditor[H]):
 
     @abstractmethod
     def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
-        """What to add to the weights for each edit, differentiable in the hypernetwork's parameters. gradients: of the
-        edits' losses. mask: `[edits, n]`, 0 at pads."""
+        """What to add to the weights for each edit, differentiable in the hypernetwork's parameters.
+
+        gradients: of the edits' losses. mask: `[edits, n]`, 0 at pads.
+        """
 
     @abstractmethod
     def _objective(self, edit: Any, locality: Any) -> Any:

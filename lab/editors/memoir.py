@@ -143,7 +143,9 @@ class MemoryLayer(Replacement):
 
 def prompt_means(activation: Tensor, prompts: Tensor) -> Tensor:
     """Of activations `[rows, tokens, f]`, or `[rows * tokens, f]`, the mean over each row's prompt: `[rows, f]`.
-    float64, so that it does not depend on how many tokens beside the prompt a row has."""
+
+    float64, so that it does not depend on how many tokens beside the prompt a row has.
+    """
     rows = activation.reshape(*prompts.shape, activation.shape[-1]).double()
     kept = prompts[..., None].to(rows.device)
     return torch.where(kept, rows, 0).sum(1) / kept.sum(1).clamp(min=1)

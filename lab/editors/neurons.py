@@ -166,7 +166,9 @@ def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> lis
 
 def attributions(context: EditingContext, row: Sequence[int], token: int, steps: int) -> Tensor:
     """Attr of equation 4 for every neuron at the last token of a row, of the probability that `token` comes next.
-    `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block."""
+
+    `[layers, f]`, float32, on the CPU. One forward and backward of `steps` single tokens per block.
+    """
     reading = _LastToken(context, row, steps)
     shares = torch.arange(1, steps + 1, dtype=torch.float32)[:, None] / steps
     results = []

@@ -80,8 +80,10 @@ def with_ridge(moment: Tensor, ridge: float) -> Tensor:
 
 
 def factored(matrix: Tensor) -> Tensor:
-    """The Cholesky factor, lower, of a symmetric positive definite matrix. Raises ConfigError where it is singular to
-    within rounding."""
+    """The Cholesky factor, lower, of a symmetric positive definite matrix.
+
+    Raises ConfigError where it is singular to within rounding.
+    """
     factor: Tensor
     factor, info = torch.linalg.cholesky_ex(matrix)
     diagonal = factor.diagonal()

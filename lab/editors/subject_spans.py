@@ -13,8 +13,10 @@ Span = tuple[int, int]
 
 
 def subject_spans(encoder: Encoder, prompt: str, subject: str) -> list[Span]:
-    """The tokens of `encoder.prompt(prompt)` that hold the subject, for each place where the prompt names it. A token
-    counts where it shares a character with the subject."""
+    """The tokens of `encoder.prompt(prompt)` that hold the subject, for each place where the prompt names it.
+
+    A token counts where it shares a character with the subject.
+    """
     text, offsets = _offsets(encoder, prompt)
     results = []
     for begin in _places(text, subject):

@@ -81,8 +81,10 @@ class Learning:
 
 
 def all_settings(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Every setting of an editor, those that are given and the others, ready for JSON. Raises ConfigError for an
-    unknown editor or setting, or a value out of range."""
+    """Every setting of an editor, those that are given and the others, ready for JSON.
+
+    Raises ConfigError for an unknown editor or setting, or a value out of range.
+    """
     editor = find_editor(name)
     if editor.kind == "baseline":
         return baseline_class(name).Config.of(settings).to_dict()

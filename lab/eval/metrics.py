@@ -96,8 +96,10 @@ def weighted_fpr_at_tpr(curve: Curve, tpr: float) -> Tensor:
 
 
 def weighted_tpr_at_fpr(curve: Curve, fpr: float) -> Tensor:
-    """Largest share of positives that a threshold routes which routes at most `fpr` of the negatives. With fewer than 1
-    / `fpr` negatives none of them may be routed, and the figure says no more than that."""
+    """Largest share of positives that a threshold routes which routes at most `fpr` of the negatives.
+
+    With fewer than 1 / `fpr` negatives none of them may be routed, and the figure says no more than that.
+    """
     allowed = curve.false / curve.negatives <= fpr
     return (curve.hits * allowed).max(1).values / curve.positives.squeeze(1)
 

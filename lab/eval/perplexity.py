@@ -50,8 +50,10 @@ def measure_perplexity(
     prompter: Prompter, texts: Sequence[str], *, max_tokens: int = MAX_TOKENS
 ) -> dict[str, Any] | None:
     """Perplexity per token of the base and of the edited model over the same windows, the ratio of the two (1: no
-    drift), how many tokens, and at which share of them the argmax is another one. None without texts. Raises
-    ConfigError where no text has two tokens, or the model gives NaN."""
+    drift), how many tokens, and at which share of them the argmax is another one. None without texts.
+
+    Raises ConfigError where no text has two tokens, or the model gives NaN.
+    """
     if not texts:
         return None
     rows = windows(prompter.encoder, texts, max_tokens=max_tokens)

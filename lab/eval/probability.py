@@ -34,8 +34,11 @@ class Pair:
 
 
 def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
-    """What is compared: the records that know the answer that was right before. Raises EditError for a prompt that does
-    not fit the context with one of its answers, and for an answer that the model has no token for."""
+    """What is compared: the records that know the answer that was right before.
+
+    Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the
+    model has no token for.
+    """
     results = []
     for each in tested:
         record = each.record
@@ -51,9 +54,11 @@ def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
 
 
 def measure_probability(prompter: Prompter, compared: Sequence[Pair]) -> dict[str, Any] | None:
-    """Measure -> score and magnitude, means over records of means over a record's prompts, and how many prompts; under
-    `base` the same of the unedited model. None where nothing is compared. Raises ConfigError where the model gives
-    NaN."""
+    """Measure -> score and magnitude, means over records of means over a record's prompts, and how many prompts;
+    under `base` the same of the unedited model. None where nothing is compared.
+
+    Raises ConfigError where the model gives NaN.
+    """
     if not compared:
         return None
     return _figures(prompter, compared, base=False) | {"base": _figures(prompter, compared, base=True)}

@@ -126,8 +126,10 @@ class PromptRow:
 
 
 class Prompter:
-    """Asks the edited model, or its base. Each method takes the name of what is asked, which `progress` is told, and
-    whether the base is to answer."""
+    """Asks the edited model, or its base.
+
+    Each method takes the name of what is asked, which `progress` is told, and whether the base is to answer.
+    """
 
     def __init__(self, model: EditedModel, progress: Progress = silent) -> None:
         self.model = model
@@ -205,8 +207,10 @@ class Prompter:
         return [values[i] for i in range(len(items))]
 
     def room(self, record: Record, what: str, prompt: str, ids: Sequence[int], least: int) -> int:
-        """Tokens that the context leaves behind a prompt. Raises EditError, naming the record, where those are fewer
-        than `least`, or the prompt has no token."""
+        """Tokens that the context leaves behind a prompt.
+
+        Raises EditError, naming the record, where those are fewer than `least`, or the prompt has no token.
+        """
         where = f"{record.source or record.edit.id}: the prompt {shortened(prompt)} ({what})"
         if not ids:
             raise EditError(f"{where} has no token in this model's vocabulary; leave it out")
@@ -230,8 +234,10 @@ def rows_at_once(rows: Sequence[PromptRow]) -> int:
 
 @torch.no_grad()
 def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
-    """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from. Raises ConfigError where
-    one is NaN, which no comparison would notice."""
+    """Logits `[fed, vocabulary]` at the places that each row's fed tokens are predicted from.
+
+    Raises ConfigError where one is NaN, which no comparison would notice.
+    """
     ids, mask = right_pad([row.ids for row in rows], device=execution_device(model))
     begin = min(len(row.prompt) for row in rows) - 1  # logits before it are of no use, and a vocabulary is large
     out = model(ids, attention_mask=mask, use_cache=False, logits_to_keep=ids.shape[1] - begin).logits

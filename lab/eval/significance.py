@@ -68,8 +68,9 @@ def bootstrap_interval(
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never below
-    an adjusted smaller one, at most 1."""
+    """p-values adjusted for all of `ps` together, in their order: the i-th smallest of m times m - i + 1, never
+    below an adjusted smaller one, at most 1.
+    """
     values = np.asarray(ps, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)

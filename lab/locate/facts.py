@@ -26,8 +26,10 @@ KNOWN = ("prompt", "subject", "attribute", "relation_id")
 
 @dataclass(frozen=True, kw_only=True)
 class Fact:
-    """One fact. Spaces after the prompt and white space around the answer are taken off. Raises EditError where a text
-    is blank or of the wrong type, or the prompt does not name the subject."""
+    """One fact. Spaces after the prompt and white space around the answer are taken off.
+
+    Raises EditError where a text is blank or of the wrong type, or the prompt does not name the subject.
+    """
 
     prompt: str
     """What is asked; ends right before the answer."""

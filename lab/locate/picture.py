@@ -22,8 +22,10 @@ DARK = 0.55
 
 
 def draw(result: Mapping[str, Any], path: Path) -> None:
-    """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf). Raises ConfigError where
-    matplotlib is not installed or the file cannot be written."""
+    """Draws `Location.to_dict()` to `path`, whose ending says the format (.png, .svg, .pdf).
+
+    Raises ConfigError where matplotlib is not installed or the file cannot be written.
+    """
     swept = bool(result["sweep"])
     figure = new_figure(max(14.0, 0.9 * result["layers"]), 7.5 if swept else 4.0)
     parts: Any = figure.subfigures(1 + swept, 1, squeeze=False)

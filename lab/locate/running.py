@@ -70,8 +70,10 @@ class Runner:
         return self._forward(ids, 1, None, last)[0]
 
     def record(self, ids: Sequence[int], noise: Noise | None = None) -> Run:
-        """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave. Raises
-        UnsupportedModelError where a place is never reached, or more than once."""
+        """Runs a prompt, once per row of `noise` or once without, and keeps what every place gave.
+
+        Raises UnsupportedModelError where a place is never reached, or more than once.
+        """
         rows = 1 if noise is None else len(noise.values)
         layers = range(self.sites.depth)
         seen: dict[tuple[str, int], list[Tensor]] = {(kind, layer): [] for kind in KINDS for layer in layers}

@@ -62,8 +62,10 @@ class Sites:
 
 
 def find_sites(model: PreTrainedModel) -> Sites:
-    """The places of a model of the table `ATTENTION_OUTPUTS`. Raises UnsupportedModelError where the architecture is
-    not in it, or this model is built otherwise."""
+    """The places of a model of the table `ATTENTION_OUTPUTS`.
+
+    Raises UnsupportedModelError where the architecture is not in it, or this model is built otherwise.
+    """
     model_type = str(model.config.model_type)
     template = ATTENTION_OUTPUTS.get(model_type)
     if template is None:

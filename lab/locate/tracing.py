@@ -111,8 +111,10 @@ def _find(runner: Runner, encoder: Encoder, fact: Fact) -> Known | str:
 
 
 def noise_width(runner: Runner, facts: Sequence[Known]) -> float:
-    """Three times the standard deviation of the entries of all subject tokens' input embeddings. Raises ConfigError
-    where it is no positive number."""
+    """Three times the standard deviation of the entries of all subject tokens' input embeddings.
+
+    Raises ConfigError where it is no positive number.
+    """
     with torch.no_grad():
         ids = torch.tensor([token for fact in facts for token in fact.ids[slice(*fact.span)]], device=runner.device)
         width = NOISE_FACTOR * float(runner.sites.embedding(ids).float().std())

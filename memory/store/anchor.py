@@ -51,8 +51,10 @@ def head(backend: Backend) -> Anchor:
 
 
 def write_anchor(anchor: Anchor, key: Path | None = None) -> str:
-    """The anchor as JSON, signed with the private key in a PEM file if one is given. Raises ConfigError where that is
-    no Ed25519 key, or cryptography is not installed."""
+    """The anchor as JSON, signed with the private key in a PEM file if one is given.
+
+    Raises ConfigError where that is no Ed25519 key, or cryptography is not installed.
+    """
     if key is None:
         return json.dumps(anchor.content)
     private = _key(key, "private")
@@ -62,9 +64,13 @@ def write_anchor(anchor: Anchor, key: Path | None = None) -> str:
 
 
 def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
-    """The anchor in a file; its signature is verified where it has one. public_key: a PEM file; the anchor must be
-    signed with this key. Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that
-    key; ConfigError where the key cannot be read."""
+    """The anchor in a file; its signature is verified where it has one.
+
+    public_key: a PEM file; the anchor must be signed with this key.
+
+    Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError
+    where the key cannot be read.
+    """
     wanted = None if public_key is None else _key(public_key, "public")
     try:
         data = json.loads(_read(file))

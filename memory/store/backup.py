@@ -27,8 +27,10 @@ TRIES = 10
 
 def copy_store(backend: Backend, target: Path, progress: Progress) -> Findings:
     """Copies a store that is open into `target`, which must not be there or be empty. Returns what a check found of it.
+
     Raises StoreError, with no target made, where the store is not in a folder, the target holds anything, or what would
-    be copied is not whole; ArtifactError where the target is a file."""
+    be copied is not whole; ArtifactError where the target is a file.
+    """
     if not isinstance(backend, SqliteBackend):
         raise StoreError(
             f"{backend.place}: everything of a store in PostgreSQL is in its schema 'wise'; back it up with "

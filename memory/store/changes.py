@@ -170,7 +170,9 @@ def _space(parent: Snapshot, state: MemoryState) -> tuple[str | None, list[bytes
 
 def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) -> MemoryState:
     """The state of a version with no trace of these live edits; `forget` is asked where they share slots with others.
-    Raises StoreError where that is not given, or gives anything else."""
+
+    Raises StoreError where that is not given, or gives anything else.
+    """
     if not parent.state.sharing(edit_ids):
         return parent.state.without(edit_ids)
     if forget is None:

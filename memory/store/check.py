@@ -48,7 +48,9 @@ def check(
     backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = silent
 ) -> tuple[Findings, Checked]:
     """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
-    Raises StoreError only where the database cannot be read at all."""
+
+    Raises StoreError only where the database cannot be read at all.
+    """
     with backend.snapshot() as scan:
         problems = [f"the database says: {fault}" for fault in backend.faults(scan)]
         history = check_history(scan, before, progress)

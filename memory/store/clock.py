@@ -26,8 +26,10 @@ class Clock:
         self._seen: tuple[datetime, float] | None = None
 
     def look(self, at: str, last: str) -> tuple[str, int | None]:
-        """The time to record and the seconds by which the clock was set, or None if it was not. at: what the clock
-        says; last: the time of the last event, or empty."""
+        """The time to record and the seconds by which the clock was set, or None if it was not.
+
+        at: what the clock says; last: the time of the last event, or empty.
+        """
         wall, counted = datetime.fromisoformat(at), time.clock_gettime(_COUNTING)
         jump = 0.0
         if self._seen is not None:

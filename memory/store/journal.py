@@ -79,8 +79,10 @@ class Journal:
         until: int | None = None, limit: int | None = None, newest: bool = False
     ) -> tuple[Ticket, ...]:
         """Those that meet every condition that is given, by number; `since` is the last number not wanted, `until` the
-        last wanted one. newest: the highest numbers first. status, namespaces: those of one of several. A ticket that
-        cannot be read says so: `Ticket.problem`."""
+        last wanted one. newest: the highest numbers first.
+
+        status, namespaces: those of one of several. A ticket that cannot be read says so: `Ticket.problem`.
+        """
         with self._backend.reading() as execute:  # for no longer than it takes: it holds up who writes
             if numbers is not None:
                 rows = [_ticket_row(execute, number) for number in numbers]
@@ -95,9 +97,11 @@ class Journal:
         return tuple(map(shown_ticket, rows))
 
     def accepted_between(self, begin: str | None, end: str | None) -> tuple[int, int]:
-        """The lowest and the highest number of the tickets that were accepted from `begin` on and before `end`. 1 and 0
-        if there is none. The times are UTC, as `Ticket.accepted_at`. They may fall while numbers rise: a clock is set
-        back. So others may lie between these two."""
+        """The lowest and the highest number of the tickets that were accepted from `begin` on and before `end`.
+
+        1 and 0 if there is none. The times are UTC, as `Ticket.accepted_at`. They may fall while numbers rise: a clock
+        is set back. So others may lie between these two.
+        """
         bounds = "SELECT COALESCE(MIN(number), 1), COALESCE(MAX(number), 0) FROM tickets"
         where = "WHERE accepted_at >= ? AND accepted_at < ?"
         [(first, last)] = self._read(f"{bounds} {where}", begin or "", end or "9999")
@@ -327,8 +331,10 @@ def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
 
 
 def _queue_again(execute: Execute, events: EventWriter, present: str) -> None:
-    """Queues what was retired because its time was over, or had not come, if by now that is not so. It stays retired if
-    its id is in use again, or a later edit of its prompt is."""
+    """Queues what was retired because its time was over, or had not come, if by now that is not so.
+
+    It stays retired if its id is in use again, or a later edit of its prompt is.
+    """
     outside = (
         f"SELECT {TICKET} WHERE status = ? AND (valid_until > ? OR valid_until IS NULL AND valid_from IS NOT NULL) "
         "ORDER BY number"

@@ -12,7 +12,9 @@ from threading import Lock
 
 def exclusive_lock(file: Path, *, new: bool = False) -> int | None:
     """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock.
-    new: the file must not be there; None where it is."""
+
+    new: the file must not be there; None where it is.
+    """
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o600)
     except FileExistsError:

@@ -50,9 +50,11 @@ class Pack:
 
 
 def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], namespace: str | None = None) -> int:
-    """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it. Raises
-    StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError where the
-    folder holds anything but a pack."""
+    """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it.
+
+    Raises StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError
+    where the folder holds anything but a pack.
+    """
     state = snapshot.state
     if namespace is not None:
         others = [edit.id for edit in state.edits if edit.namespace != namespace]
@@ -151,7 +153,9 @@ MOST_OUTCOME = 1_000_000
 
 def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
     """The memory of a store with the edits of a pack after its own; a pack's edit takes the place of one of its prompt.
-    Raises StoreError where they were not made on the same base with the same settings and router, or share slots."""
+
+    Raises StoreError where they were not made on the same base with the same settings and router, or share slots.
+    """
     if snapshot.config is None or not snapshot.state.edits:
         return pack.state
     mine, theirs = snapshot.state, pack.state

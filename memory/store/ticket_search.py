@@ -81,8 +81,10 @@ class TicketPage:
 def search_tickets(
     journal: Journal, wanted: TicketFilter, *, after: int | None = None, limit: int, newest: bool = False
 ) -> TicketPage:
-    """The next tickets that are wanted, `limit` at most, in their order or the newest first. after: the last ticket not
-    wanted; None begins at an end."""
+    """The next tickets that are wanted, `limit` at most, in their order or the newest first.
+
+    after: the last ticket not wanted; None begins at an end.
+    """
     low, high = 0, LARGEST  # exclusive, inclusive
     if wanted.accepted_from is not None or wanted.accepted_until is not None:
         first, high = journal.accepted_between(wanted.accepted_from, wanted.accepted_until)

@@ -105,8 +105,10 @@ def read_manifest(backend: Backend, digest: str) -> Manifest:
 
 
 def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequence[StoredSlot]]) -> Snapshot:
-    """The version whose manifest has this digest; segments that are `known` are not read again. Raises StoreError where
-    anything it names is missing, damaged or does not fit together."""
+    """The version whose manifest has this digest; segments that are `known` are not read again.
+
+    Raises StoreError where anything it names is missing, damaged or does not fit together.
+    """
     manifest, get, place = read_manifest(backend, digest), backend.get, backend.place
     segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
     space = manifest.space
@@ -158,8 +160,10 @@ def slots_in_order(manifest: Manifest, segments: Mapping[str, Sequence[StoredSlo
 
 
 def check_places(manifest: Manifest, sizes: Mapping[str, int], ids: Mapping[str, Collection[str]], place: str) -> None:
-    """A version holds every slot of its segments once, and every edit, in some order. sizes, ids: of each segment, the
-    number of slots, and the ids of their edits. Raises StoreError."""
+    """A version holds every slot of its segments once, and every edit, in some order.
+
+    sizes, ids: of each segment, the number of slots, and the ids of their edits. Raises StoreError.
+    """
     if sizes != {digest: count for digest, (count, _) in manifest.segments.items()} or not cover(manifest.slots, sizes):
         raise StoreError(f"{place}: its slots are not those of its segments; roll back to a whole version")
     count = sum(map(len, ids.values()))

@@ -46,8 +46,10 @@ class Figures:
 def measure(
     network: Callable[[list[str]], Tensor], questions: QuestionSet, held_out: Mapping[str, list[str]], centres: Tensor
 ) -> Figures:
-    """On relations that were never taught, each drawn four times. centres: `[n, r]` of the relations that an edit is
-    compared with."""
+    """On relations that were never taught, each drawn four times.
+
+    centres: `[n, r]` of the relations that an edit is compared with.
+    """
     order = random.Random(7)
     reached = {True: list[float](), False: list[float]()}  # of questions, and of sentences
     others = {True: list[float](), False: list[float]()}

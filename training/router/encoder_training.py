@@ -46,7 +46,11 @@ def train_reader(
     progress: Progress,
 ) -> Figures:
     """Trains the sentence encoder at a folder or hub id, None for the installed one, and writes what it learned.
-    device: where it is trained; None is the CPU. Raises ConfigError where the encoder cannot be loaded."""
+
+    device: where it is trained; None is the CPU.
+
+    Raises ConfigError where the encoder cannot be loaded.
+    """
     model, tokenizer = load_base(encoder)
     model = model.to(device or "cpu")
     tensors, figures = train_encoder(

@@ -106,6 +106,8 @@ class Writer(Protocol):
         ...
 
     def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
-        """Writes the slots, in the order of the tasks. effort: counted from 0; a greater one takes longer, for edits
-        that failed with less."""
+        """Writes the slots, in the order of the tasks.
+
+        effort: counted from 0; a greater one takes longer, for edits that failed with less.
+        """
         ...

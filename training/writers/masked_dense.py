@@ -106,8 +106,10 @@ class MaskedDenseWriter:
 
 
 def _start(task: SlotTask, masks: Tensor) -> Tensor:
-    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask. Merging these again
-    gives the weight they were taken from, so an unfinished slot goes on where it was."""
+    """`[k, d, f]` where the shards begin: nothing, or the merged weight within each shard's mask.
+
+    Merging these again gives the weight they were taken from, so an unfinished slot goes on where it was.
+    """
     if isinstance(task.start, MaskedDenseSlot):
         return task.start.weight.to(masks.device) * masks
     return torch.zeros(masks.shape, device=masks.device)

@@ -47,8 +47,10 @@ class Examples:
 def prepare(
     tasks: Sequence[SlotTask], *, spliced: SplicedModel, encoder: Encoder, statistics: BaseStatistics, seed: int
 ) -> Examples:
-    """Runs the base once over everything that fitting these slots will look at. The negatives of a slot come from its
-    own edits and the base, so they do not depend on the other tasks."""
+    """Runs the base once over everything that fitting these slots will look at.
+
+    The negatives of a slot come from its own edits and the base, so they do not depend on the other tasks.
+    """
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
     held = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}

@@ -178,8 +178,10 @@ class Fitting:
 
 
 def edit_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """L_edit per row: mean negative log-likelihood of its target, in nats. logits `[rows, targets, vocabulary]`, labels
-    `[rows, targets]` with -100 where padded -> `[rows]`."""
+    """L_edit per row: mean negative log-likelihood of its target, in nats.
+
+    logits `[rows, targets, vocabulary]`, labels `[rows, targets]` with -100 where padded -> `[rows]`.
+    """
     loss = cross_entropy(logits.float().transpose(1, 2), labels, ignore_index=-100, reduction="none")
     return loss.sum(-1) / (labels != -100).sum(-1)
 

@@ -15,8 +15,10 @@ BINS = 48
 
 
 def draw(ratios: Mapping[str, Tensor], path: Path) -> None:
-    """Draws densities of score over threshold to `path`, whose ending says the format (.png, .svg, .pdf). Raises
-    ConfigError where matplotlib is not installed or cannot write this format."""
+    """Draws densities of score over threshold to `path`, whose ending says the format (.png, .svg, .pdf).
+
+    Raises ConfigError where matplotlib is not installed or cannot write this format.
+    """
     figure = new_figure(8, 1.6 * len(ratios) + 0.6)
     rows = figure.subplots(len(ratios), sharex=True, squeeze=False)[:, 0]
     edges = [WIDEST * i / BINS for i in range(BINS + 1)]

@@ -15,14 +15,18 @@ NEIGHBOURS = 4
 
 
 def demo_records(count: int, *, seed: int) -> list[Record]:
-    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them. Raises
-    ConfigError for more than it was taught."""
+    """Counterfactual edits of facts that the model was taught, no two alike, and the prompts that measure them.
+
+    Raises ConfigError for more than it was taught.
+    """
     return _records(count, seed, further=False)
 
 
 def write_records(path: Path, count: int, *, seed: int) -> None:
     """`demo_records`, and behind them those of all other facts, as JSON lines: nothing of theirs asks the former.
-    Raises ConfigError as `demo_records` does."""
+
+    Raises ConfigError as `demo_records` does.
+    """
     records = _records(count, seed, further=True)
     path.write_text("".join(json.dumps(record.to_dict(), ensure_ascii=False) + "\n" for record in records))
 

@@ -1,7 +1,8 @@
 """The fields of each published editing set, and how a file's format is recognised.
 
-Sets whose fields map one by one onto a `Record` are rows of a table (`wise.formats.layouts`); sets whose records are
-built differently have a module each. What holds for all of them, because it decides what a figure means:
+Sets whose fields map one by one onto a `Record` are rows of a table (`wise.formats.layouts`); sets
+whose records are built differently have a module each. What holds for all of them, because it
+decides what a figure means:
 
 * a **paraphrase** is another wording of the same question. Text that only mentions the subject
   (CounterFact's generation prompts), another name of the subject or a conclusion from the
@@ -11,10 +12,10 @@ built differently have a module each. What holds for all of them, because it dec
 * a **probe** is a question whose right answer after the edit the set itself states. One that asks the
   very prompt of the edit measures nothing of its own and is left out, and so is one without an answer.
 
-Published sets have defects that their users know and step over. They are stepped over here too, each with a note for
-the log: a subject that the prompt does not hold is dropped, an empty test prompt is left out, and a zsRE record with an
-empty `alt` asks for no edit. A field that no layout reads is named in the log, once for a file. Our own format has no
-such licence.
+Published sets have defects that their users know and step over. They are stepped over here
+too, each with a note for the log: a subject that the prompt does not hold is dropped, an empty
+test prompt is left out, and a zsRE record with an empty `alt` asks for no edit. A field that no
+layout reads is named in the log, once for a file. Our own format has no such licence.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ def holds_facts(row: JsonRow) -> bool:
 def recognise(row: JsonRow, format: str) -> Layout:
     """The layout that a record has.
 
-    Where several find what they cannot do without, the one that knows most of the record's fields. With `format="auto"`
-    one that lacks one field is taken if it knows more than half of the others: a misspelt or empty field is then named.
+    Where several find what they cannot do without, the one that knows most of the record's fields. With
+    `format="auto"` one that lacks one field is taken if it knows more than half of the others: a misspelt or empty
+    field is then named.
 
     Raises:
         EditError: no layout of this format fits; names the fields found.

@@ -20,14 +20,18 @@ def parsed_columns(given: str | None) -> dict[str, str]:
 
 
 class Columns:
-    """The columns of the fields of a record, and which of them were seen. A field `test.NAME` goes into the object
-    `test`. A text in the place of a list is a list of one."""
+    """The columns of the fields of a record, and which of them were seen.
+
+    A field `test.NAME` goes into the object `test`. A text in the place of a list is a list of one.
+    """
 
     def __init__(
         self, named: Mapping[str, str] | None, fields: Sequence[str], *, lists: Collection[str] = ()
     ) -> None:
-        """named: field -> column, where they differ. fields: all that there are; lists: those that hold lists. Raises
-        EditError for an unknown field, or a name that is no text."""
+        """named: field -> column, where they differ. fields: all that there are; lists: those that hold lists.
+
+        Raises EditError for an unknown field, or a name that is no text.
+        """
         check_known("columns.", named or {}, fields)
         self.named = {field: checked_text(f"columns.{field}", column) for field, column in (named or {}).items()}
         self._column_of = {field: self.named.get(field, field) for field in fields}
@@ -41,8 +45,10 @@ class Columns:
         return self._column_of[field]
 
     def fields_of(self, row: TrackedRow, fields: Iterable[str] | None = None) -> TrackedRow:
-        """The fields that a row has, of these or of all, under their own names; what else is in it is left out. Raises
-        EditError where two columns say what one field is, or one that is left out has almost a field's name."""
+        """The fields that a row has, of these or of all, under their own names; what else is in it is left out.
+
+        Raises EditError where two columns say what one field is, or one that is left out has almost a field's name.
+        """
         found = TrackedRow()
         for field in self._column_of if fields is None else fields:
             column = self.of(field)

@@ -102,7 +102,9 @@ def check_limit(limit: int | None) -> None:
 
 class RecordParser:
     """Makes records of rows, each by its own fields; counts defects that were skipped and fields that were not used.
-    Raises EditError for an unknown format or field."""
+
+    Raises EditError for an unknown format or field.
+    """
 
     def __init__(self, format: str = "auto", columns: Mapping[str, str] | None = None) -> None:
         if format not in FORMATS:
@@ -141,9 +143,13 @@ class RecordParser:
     def read(
         self, row: TrackedRow, place: int, *, table: bool = False, line: int | None = None
     ) -> tuple[Layout, list[Record]]:
-        """The records of one row, and its layout. place: number of the row, for records without a number of their own.
-        table: the row is one of a table; columns that are not ours are named and not refused. line: where the row is;
-        `place` if left out. Raises EditError, naming the field."""
+        """The records of one row, and its layout.
+
+        place: number of the row, for records without a number of their own. table: the row is one of a table; columns
+        that are not ours are named and not refused. line: where the row is; `place` if left out.
+
+        Raises EditError, naming the field.
+        """
         try:
             return self._read_row(row, place, table, place if line is None else line)
         except RecursionError:

@@ -157,8 +157,10 @@ def _object(name: str, value: object) -> JsonRow:
 
 
 def cleaned(prompt: str, subject: str | None = None) -> str:
-    """A test prompt without the dash of a list before it and spaces after it, `subject` in the place of `{}`. Empty for
-    a stub, and for a template whose subject is not known."""
+    """A test prompt without the dash of a list before it and spaces after it, `subject` in the place of `{}`.
+
+    Empty for a stub, and for a template whose subject is not known.
+    """
     prompt = _LIST_DASH.sub("", prompt).rstrip(" ")
     prompt = prompt if subject is None else prompt.replace("{}", subject)
     return "" if prompt.strip() in _STUBS or "{}" in prompt else prompt

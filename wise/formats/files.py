@@ -46,8 +46,10 @@ _SPACE = re.compile(r"\s*")
 
 def data_files(path: Path) -> list[Path]:
     """The files that a path names: one file, or those of a split of a folder (a dataset saved with `datasets`, a clone
-    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file. Raises
-    EditError if there is no data file, or several splits and none was named."""
+    of one from the hub, any folder of data files). `FOLDER/SPLIT` names a split if there is no such file.
+
+    Raises EditError if there is no data file, or several splits and none was named.
+    """
     try:
         if path.is_dir():
             splits = _splits(path)
@@ -109,8 +111,10 @@ def is_table(file: Path) -> bool:
 
 
 def check_file(path: Path) -> int:
-    """The size of a file in bytes. Raises EditError for what is no file, before it is opened, for a Git LFS pointer,
-    and for a kind that is not read."""
+    """The size of a file in bytes.
+
+    Raises EditError for what is no file, before it is opened, for a Git LFS pointer, and for a kind that is not read.
+    """
     try:
         status = path.stat()
     except FileNotFoundError:

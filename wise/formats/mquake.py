@@ -1,12 +1,13 @@
 """MQuAKE (Zhong et al., 2023): edits whose consequence is asked by questions of several hops.
 
-A case becomes one record per edit, together one group. The question, in its three wordings, is a probe of the **last**
-of them: before that edit is made, nothing is to follow. So are the single facts that the question goes through once all
-edits are made, unedited ones too: one probe that is right where all of them are, which is what the paper's
-instance-wise accuracy asks. AKEW publishes the same cases with more fields.
+A case becomes one record per edit, together one group. The question, in its three wordings, is a
+probe of the **last** of them: before that edit is made, nothing is to follow. So are the single facts
+that the question goes through once all edits are made, unedited ones too: one probe that is right where
+all of them are, which is what the paper's instance-wise accuracy asks. AKEW publishes the same cases
+with more fields.
 
-The single facts of MQuAKE-CF are also published as a list of questions with the sentence that a retriever should find.
-They are edits without the questions that follow from them.
+The single facts of MQuAKE-CF are also published as a list of questions with the sentence that a
+retriever should find. They are edits without the questions that follow from them.
 """
 
 from __future__ import annotations

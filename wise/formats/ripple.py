@@ -1,9 +1,10 @@
 """RippleEdits (Cohen et al., 2024): edits as sentences, and what must and must not follow from each by six criteria.
 
-An edit is published as a whole sentence with the new object at its end, beside the sentence of the original fact. The
-prompt is what both begin with, up to the word that the object follows; what comes after it is the target, and the
-original sentence gives the old answer. A recent fact has no original; the object follows the last verb. The subject is
-published as a number only; it is taken out of the prompt where the relation's wording shows it.
+An edit is published as a whole sentence with the new object at its end, beside the sentence of the
+original fact. The prompt is what both begin with, up to the word that the object follows; what comes
+after it is the target, and the original sentence gives the old answer. A recent fact has no original; the object
+follows the last verb. The subject is published
+as a number only; it is taken out of the prompt where the relation's wording shows it.
 
 Of the tests:
 

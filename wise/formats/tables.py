@@ -24,7 +24,10 @@ _ROWS_AT_ONCE = 256
 
 def text_rows(path: Path, numbered: Iterator[tuple[int, str]]) -> Generator[tuple[int, TrackedRow]]:
     """The rows of a table of text, each with the line that it begins in. The first row names the columns; cells are
-    separated by the comma, semicolon or tab of which it has most. Raises EditError for a table that is not even."""
+    separated by the comma, semicolon or tab of which it has most.
+
+    Raises EditError for a table that is not even.
+    """
     texts = (text for _, text in numbered)
     head = next(texts, "")
     separator = max(",;\t", key=head.count)
@@ -69,8 +72,10 @@ def _cell(text: str) -> Any:
 
 
 def binary_rows(path: Path, largest: int) -> Generator[tuple[int, TrackedRow]]:
-    """The rows of a Parquet or Arrow file with their numbers from 1. Raises EditError for one that cannot be read, or
-    that holds more than `largest` bytes."""
+    """The rows of a Parquet or Arrow file with their numbers from 1.
+
+    Raises EditError for one that cannot be read, or that holds more than `largest` bytes.
+    """
     try:
         import pyarrow
     except ImportError:

@@ -16,8 +16,10 @@ CLIENT_LEFT = 499
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. It is cancelled if the client of a request, whose body was read, leaves. Raises what `work`
-    raises, and then HTTPError 499."""
+    """What `work` returns. It is cancelled if the client of a request, whose body was read, leaves.
+
+    Raises what `work` raises, and then HTTPError 499.
+    """
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass

@@ -536,8 +536,10 @@ class Editor:
 
 
 def _following(state: MemoryState, before: Snapshot, current: Snapshot) -> MemoryState:
-    """What was trained on `before`, on `current`: without the edits that were deleted in between. Raises _Restart if
-    anything else happened, or a deleted edit left its trace in a slot."""
+    """What was trained on `before`, on `current`: without the edits that were deleted in between.
+
+    Raises _Restart if anything else happened, or a deleted edit left its trace in a slot.
+    """
     if before.version == current.version:
         return state
     gone = before.tickets.keys() - current.tickets.keys()

@@ -43,6 +43,8 @@ RETRY = 1.0
 """Seconds until the editor asks again to become the writer, or to write."""
 BEAT = 1.0
 """Seconds between two signs of life."""
+SECONDS_A_LINE = 10.0
+"""Between two lines of the log about preparing."""
 
 
 class EditorEnd:
@@ -52,16 +54,20 @@ class EditorEnd:
         """at_end: called when the service has closed its end and nothing is in training any more."""
         self._connection, self._at_end = connection, at_end
         self._sending = threading.Lock()
-        self._cancelled: set[int] = set()
-        """Numbers of the commands whose answer nobody waits for any more."""
+        self._waiting: set[int] = set()
+        """Numbers of the commands whose answer somebody waits for."""
         self.editor: Editor | None = None
         self.leaving = threading.Event()
+        self._stage = ""
+        self._begun = self._said = time.monotonic()
         threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
 
     def tell(self, **changed: Any) -> None:
         """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
-        if changed.get("stage"):
-            logger.info("preparing: %s", changed["stage"])
+        if "stage" in changed:
+            self._stage, self._said = changed["stage"], time.monotonic()
+            if self._stage:
+                logger.info("preparing: %s", self._stage)
         self._send(status=changed)
 
     @contextmanager
@@ -83,7 +89,7 @@ class EditorEnd:
                 now = time.monotonic()
                 if now - beat >= BEAT:
                     beat = now
-                    self._send(status={"cpu": time.process_time()})
+                    self._beat(now)
                 editor = self.editor
                 if editor is not None and not editor.lost and now - attended >= IDLE:
                     attended = now
@@ -102,17 +108,19 @@ class EditorEnd:
         if "leave" in message:
             raise Leave
         if "cancel" in message:
-            self._cancelled.add(message["cancel"])
+            self._waiting.discard(message["cancel"])
             return
         number, editor = message["id"], self.editor
 
         def answer(found: dict[str, Any]) -> None:
+            self._waiting.discard(number)
             self._send(id=number, answer=found)
 
         if editor is None:
             answer(NOT_THE_WRITER)
         else:
-            editor.do(message["do"], message["with"], answer, lambda: number not in self._cancelled)
+            self._waiting.add(number)
+            editor.do(message["do"], message["with"], answer, partial(self._waiting.__contains__, number))
 
     def _attend(self, editor: Editor) -> None:
         try:
@@ -121,6 +129,13 @@ class EditorEnd:
             logger.error("the store cannot be asked for commands of other replicas: %s", error)
         except Exception:
             logger.exception("a command of another replica cannot be understood")
+
+    def _beat(self, now: float) -> None:
+        self._send(status={"cpu": time.process_time()})
+        if self._stage and now - self._said >= SECONDS_A_LINE:
+            self._said = now
+            share = 100 * time.process_time() / (now - self._begun)
+            logger.info("still preparing: %s; it had %.0f%% of a CPU since its start", self._stage, share)
 
     def _send(self, **message: Any) -> None:
         with self._sending, suppress(OSError):  # the thread that reads notices that the service has left

@@ -155,7 +155,9 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
 
 def log_as_json(level: str, audit: Path | None = None) -> None:
     """The log of wise goes to stderr as JSON, in a process whose other logs belong to somebody else, such as Ray.
-    Raises ConfigError if the file of the audit cannot be written."""
+
+    Raises ConfigError if the file of the audit cannot be written.
+    """
     log = logging.getLogger("wise")
     log.handlers, log.propagate = [_json(logging.StreamHandler(), level)], False
     log.setLevel(level.upper())

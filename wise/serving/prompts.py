@@ -111,8 +111,10 @@ def text_ids(service: Service, text: str, param: str, *, special: bool = True) -
 def chat_ids(
     service: Service, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
 ) -> list[int]:
-    """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line. Raises
-    HTTPError if it does not fit the context, or if the template does not take it."""
+    """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line.
+
+    Raises HTTPError if it does not fit the context, or if the template does not take it.
+    """
     tokenizer = service.tokenizer
     if tokenizer.chat_template is None:
         if tools:

@@ -153,7 +153,10 @@ class Settings(BaseSettings):
 
     def wise_config(self, stored: WiseConfig | None) -> WiseConfig:
         """The configuration of a store, or of a new one; `encoder` and `relations` may be elsewhere on this machine,
-        and `require` may change. Raises ConfigError for `encoder` or `relations` in a mode that has none."""
+        and `require` may change.
+
+        Raises ConfigError for `encoder` or `relations` in a mode that has none.
+        """
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         relations = None if self.relations is None else str(self.relations.resolve())
         own: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}

@@ -167,8 +167,10 @@ class EditedClient:
 
     @contextmanager
     def _holding(self, asked: RequestMemory) -> Iterator[None]:
-        """Keeps the memory of a request within the block: the newest, if it is the request's first answer. Raises, as
-        errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile."""
+        """Keeps the memory of a request within the block: the newest, if it is the request's first answer.
+
+        Raises, as errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile.
+        """
         from vllm.exceptions import RetryableRequestError, VLLMNotFoundError
 
         if asked.version is None:
@@ -201,7 +203,9 @@ class EditedClient:
 
 def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
     """The options with which an engine was started for edits. config: vLLM's VllmConfig; base: of the store's edits.
-    Raises ConfigError if it was not, with what is to be given, or as `check_base` does."""
+
+    Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
+    """
     others = config.additional_config
     own = others.get("wise") if isinstance(others, dict) else None
     if own is None or config.parallel_config.worker_extension_cls != EXTENSION:

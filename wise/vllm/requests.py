@@ -129,8 +129,10 @@ async def load_version(engine: Any, version: int, folder: str | None = None) -> 
 
 
 def check_probe(before: Mapping[int, float], after: Mapping[int, float]) -> None:
-    """The self-test: log-probabilities of tokens after one prompt, without and with a probe at its last token. Raises
-    ConfigError where the probe changed nothing."""
+    """The self-test: log-probabilities of tokens after one prompt, without and with a probe at its last token.
+
+    Raises ConfigError where the probe changed nothing.
+    """
     shared = before.keys() & after.keys()
     changed = before.keys() != after.keys() or any(abs(before[i] - after[i]) > SMALLEST_CHANGE for i in shared)
     sound = all(math.isfinite(value) for value in before.values())

@@ -52,8 +52,11 @@ class FollowedSequence:
         self._course = Course(memory.router, plan)
 
     def read(self, ids: np.ndarray | None, first: int, count: int) -> list[tuple[int, int, int]]:
-        """What is added: position, slot and which of its values. ids: of the tokens that are read; None if they are of
-        the prompt, which is known. first, count: the position of the first of them, and how many."""
+        """What is added: position, slot and which of its values.
+
+        ids: of the tokens that are read; None if they are of the prompt, which is known.
+        first, count: the position of the first of them, and how many.
+        """
         end = first + count
         if first > self._length:
             raise RuntimeError(f"vLLM reads token {first} of a sequence of which {self._length} are known")

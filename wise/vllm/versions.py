@@ -17,7 +17,9 @@ class DroppedError(WiseError, LookupError):
 
 class HeldVersions:
     """Those of one engine. A version that no request has any more is dropped there, except the one before the newest.
-    Everything is called in the engine's event loop; versions are loaded one at a time."""
+
+    Everything is called in the engine's event loop; versions are loaded one at a time.
+    """
 
     def __init__(self) -> None:
         self._held: list[int] = []

@@ -58,8 +58,10 @@ class Fact:
 
 
 def everyday_facts(half: str | None = None, kinds: Sequence[str] = ()) -> list[Fact]:
-    """The facts that ship with wise; of one half, of these of `KINDS`. Raises EditError for a half or a kind that there
-    is not."""
+    """The facts that ship with wise; of one half, of these of `KINDS`.
+
+    Raises EditError for a half or a kind that there is not.
+    """
     if half is not None and half not in HALVES:
         raise EditError(f"half={half!r}: expected one of {', '.join(HALVES)}")
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -92,9 +94,11 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
 
 
 def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
-    """Records of a published set, each with `WORDINGS` of its wordings and neighbours. Its other questions about the
-    subject are those neighbours that name it, and, where the set tells relations apart, prompts of other relations
-    asked of it, which are no wordings of its own relation as well ("X is located in")."""
+    """Records of a published set, each with `WORDINGS` of its wordings and neighbours.
+
+    Its other questions about the subject are those neighbours that name it, and, where the set tells relations apart,
+    prompts of other relations asked of it, which are no wordings of its own relation as well ("X is located in").
+    """
     prompts: dict[str, list[str]] = {}
     by_relation: dict[str, set[str]] = {}
     for record in records:

@@ -61,8 +61,10 @@ class Routing:
 def measure_routing(
     model: WiseModel, routing_set: RoutingSet, records: Sequence[Record], *, progress: Progress = silent, seed: int = 0
 ) -> Routing:
-    """Measures the router in place on the classes of `routing_set`, and on the edits of `records`. Raises ConfigError
-    where no edit is live, or no positive asks for one that is."""
+    """Measures the router in place on the classes of `routing_set`, and on the edits of `records`.
+
+    Raises ConfigError where no edit is live, or no positive asks for one that is.
+    """
     served(model)
     slots = slots_of(model)
     skipped = dict(routing_set.skipped)

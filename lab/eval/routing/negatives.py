@@ -252,7 +252,9 @@ def _subjects(material: Material) -> dict[str, list[str]]:
 
 def _usual_company(material: Material) -> dict[str, list[str]]:
     """Relation -> others that the data asks of some of the same subjects, without those of which it hardly ever does.
-    They are what makes sense to ask of a subject: a person has no capital."""
+
+    They are what makes sense to ask of a subject: a person has no capital.
+    """
     of_subject: dict[str, set[str]] = defaultdict(set)
     for relation, subjects in _subjects(material).items():
         for subject in subjects:

@@ -100,8 +100,10 @@ class SlotQuestion:
 
 
 class ForcedRouter(HybridRouter):
-    """Takes every question for the one that the edit of a slot answers: the ceiling of any router. In plain text the
-    answer begins at the end of each text that is read whole."""
+    """Takes every question for the one that the edit of a slot answers: the ceiling of any router.
+
+    In plain text the answer begins at the end of each text that is read whole.
+    """
 
     def __init__(self, router: HybridRouter, slot: int) -> None:
         Router.__init__(self)

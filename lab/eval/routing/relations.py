@@ -19,8 +19,10 @@ from wise.lab.eval.routing.topics import Phrases, Words, normal, sentences, topi
 
 
 def template_of(prompt: str, subject: str | None) -> str | None:
-    """`prompt` with its subject cut out as `{}`; None where it does not hold one. Sentences before the last one with
-    the subject are left out: CounterFact's paraphrases begin with unrelated text."""
+    """`prompt` with its subject cut out as `{}`; None where it does not hold one.
+
+    Sentences before the last one with the subject are left out: CounterFact's paraphrases begin with unrelated text.
+    """
     if subject is None or subject not in prompt:
         return None
     parts = sentences(prompt.replace(subject, "{}"))

@@ -44,8 +44,12 @@ class Scored:
 def score_prompts(
     model: WiseModel, texts: Sequence[str], *, name: str, every_token: bool = False, progress: Progress = silent
 ) -> list[Scored]:
-    """The evidence at the last token of each prompt, or at every token of it. name: what `progress` is told. Raises
-    ConfigError where the model has no live edit, or a prompt has no token or more than the context holds."""
+    """The evidence at the last token of each prompt, or at every token of it.
+
+    name: what `progress` is told.
+
+    Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
+    """
     rows = [prompt_ids(model, text) for text in texts]
     served(model)
 
@@ -99,8 +103,10 @@ def served(model: WiseModel) -> SideMemory:
 
 
 def prompt_ids(model: WiseModel, text: str, *, room: int = 0) -> list[int]:
-    """Ids of a prompt that leaves `room` tokens of the context. Raises ConfigError where it has no token, or more than
-    fit."""
+    """Ids of a prompt that leaves `room` tokens of the context.
+
+    Raises ConfigError where it has no token, or more than fit.
+    """
     ids, most = model.encoder.prompt(text), model.encoder.context - room
     if not 1 <= len(ids) <= most:
         raise ConfigError(

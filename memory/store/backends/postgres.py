@@ -47,8 +47,11 @@ PATIENCE = 2.0
 
 class PostgresBackend(Backend):
     def __init__(self, url: str, *, writer: bool) -> None:
-        """Makes the tables where there are none and `writer` is set. Raises StoreError where another session is the
-        writer, there is no store, or the server cannot be reached; ConfigError where psycopg is not installed."""
+        """Makes the tables where there are none and `writer` is set.
+
+        Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;
+        ConfigError where psycopg is not installed.
+        """
         try:
             import psycopg
         except ImportError:

@@ -44,8 +44,10 @@ PATIENCE = 10.0
 
 class SqliteBackend(Backend):
     def __init__(self, folder: Path, *, writer: bool) -> None:
-        """Makes the store where there is none and `writer` is set. Raises StoreError where another process is its
-        writer, there is no store, or the folder holds something else."""
+        """Makes the store where there is none and `writer` is set.
+
+        Raises StoreError where another process is its writer, there is no store, or the folder holds something else.
+        """
         self.place, self.writer = str(folder), writer
         self._folder, self._blobs = folder, folder / BLOBS
         self._guard = RLock()

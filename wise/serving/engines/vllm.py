@@ -152,8 +152,10 @@ class VllmEngine:
         return job
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
-        """Loads a version into the workers, and asks those of its edits that were not asked yet. The first version was
-        live before, so nobody waits until its edits were asked."""
+        """Loads a version into the workers, and asks those of its edits that were not asked yet.
+
+        The first version was live before, so nobody waits until its edits were asked.
+        """
         first = self._versions.empty
         self._call(self._versions.load(self._llm, handles[0].version), LOAD_TIMEOUT)
         places = self._places_at_start if first else self._places
