@@ -76,7 +76,7 @@ def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
         fit = reader.ndim == 1 and reader.dtype == torch.uint8 and not size.ndim and thresholds.shape == (2,)
         if fit and int(size) >= 1 and all(0 < value <= 1 for value in thresholds.tolist()):
             named, unnamed = thresholds.tolist()
-            name = bytes(reader.tolist()).decode()
+            name = bytes(reader.tolist()).decode(errors="ignore")  # what is no text comes out shorter
             space = RelationSpace(reader=name, size=int(size), threshold=named, unnamed_threshold=unnamed)
     else:
         mean, projection = tensors["mean"], tensors["projection"]

@@ -38,7 +38,7 @@ def _records(fields: Fields, place: int) -> list[Record]:
         raise EditError(f"field 'edits': a list of {len(parts)} was given, two edits were expected")
     group = f"pitfalls-{type_}-{place}"
     first, second = (_record(fields, part, f"{group}.{at}", group) for at, part in enumerate(parts))
-    return [first, replace(second, probes=_follows(type_, *parts, first, second))]
+    return [first, replace(second, probes=_follows(type_, parts[0], parts[1], first, second))]
 
 
 def _record(fields: Fields, part: Fields, own: str, group: str) -> Record:

@@ -15,7 +15,6 @@ import stat
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -270,4 +269,4 @@ def _check_unpacked(path: Path) -> None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return _OPENERS.get(path.suffix.lower(), partial(open, mode="rb"))(path)
+    return _OPENERS.get(path.suffix.lower(), lambda file: file.open("rb"))(path)
