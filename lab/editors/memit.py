@@ -49,4 +49,5 @@ class Memit(MultiLayerEditor[MemitSettings]):
         # Solved is a system as large as there are keys: with A = (lambda C)^-1, R (1 + K^T A K)^-1 K^T A is Delta.
         towards = torch.cholesky_solve(keys.T, self.factors[place]) / (self.settings.moment_weight * keys.shape[1])
         among = torch.eye(len(keys), dtype=keys.dtype, device=keys.device) + keys @ towards
-        return residual.T @ torch.linalg.solve(among, towards.T)
+        change: Tensor = residual.T @ torch.linalg.solve(among, towards.T)
+        return change

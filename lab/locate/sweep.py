@@ -38,13 +38,17 @@ def sweep(
 
     results = []
     for layer in chosen:
+
+        def shown(name: str, done: int, total: int, layer: int = layer) -> None:
+            progress(f"layer {layer}: {name}", done, total)
+
         result = evaluate(
             model,
             tokenizer,
             bare,
             editor=EDITOR,
             settings={"layer": layer, "seed": location.seed},
-            progress=lambda name, done, total, layer=layer: progress(f"layer {layer}: {name}", done, total),
+            progress=shown,
         )
         figures = result.quality.generated
         results.append(

@@ -107,8 +107,11 @@ def apply_edits(
     given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
     reports = []
     for start in range(0, len(given), size):
-        part = given[start : start + size]
-        reports.append(subject.edit(part, progress=lambda done, at=start: progress("editing", at + done, len(given))))
+
+        def shown(done: int, before: int = start) -> None:
+            progress("editing", before + done, len(given))
+
+        reports.append(subject.edit(given[start : start + size], progress=shown))
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
         replaced=tuple(i for report in reports for i in report.replaced),
