@@ -110,5 +110,5 @@ def _explain(answer: Answer, edits: Mapping[str, Edit]) -> None:
         echo("no other edit came near\n")
         return
     wanting = f"missed by {claim.missed_by:.3f}" if claim.missed_by else "another was nearer"
-    where = answer.tokens[at]
-    echo(f"nearest that spoke nowhere: {claim.edit} at {where!r}, evidence {claim.evidence:.3f}, {wanting}\n")
+    where = f"{claim.edit} at {answer.tokens[at]!r}"
+    echo(f"nearest that spoke nowhere: {where}, evidence {claim.evidence:.3f}, {wanting}\n")
