@@ -206,9 +206,8 @@ class EditorClient:
             self._cpu = now, status["cpu"]
         if {"state", "stage"} & status.keys():
             self.since = now
-        for name in ("training", "done", "stage", "why", "state"):
-            if name in status:
-                setattr(self, name, status[name])
+        for name in ("training", "done", "stage", "why", "state"):  # the state last: others read it first
+            setattr(self, name, status.get(name, getattr(self, name)))
         if self.state == READY:
             self._endings = 0
 

@@ -32,8 +32,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running(tmp_path_factory.mktemp("auth") / "store", mode="retrieve") as found:
         bound = frozenset({"team-a"})
         ours = [(Holder(name=f"a-{s}", scope=s, namespaces=bound), token_digest(f"a-{s}")) for s in (READER, EDITOR)]
-        known = tokens()
-        found.service.tokens = Tokens([*ours, *((h, token_digest(h.scope)) for h in map(known.holder, SCOPES) if h)])
+        known, digests = tokens(), map(token_digest, SCOPES)
+        found.service.tokens = Tokens([*ours, *((h, digest) for digest in digests if (h := known.holder(digest)))])
         found.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"}, model=OURS)
         found.edit({"prompt": SPAIN, "target": "Secret", "subject": "Spain", "reason": "hush"}, model=THEIRS)
         gone = found.edit({"prompt": ITALY, "target": "Secret", "subject": "Italy"}, model=THEIRS)
