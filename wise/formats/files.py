@@ -265,4 +265,5 @@ def _check_unpacked(path: Path) -> None:
 
 
 def _open(path: Path) -> IO[bytes]:
-    return _OPENERS.get(path.suffix.lower(), lambda file: file.open("rb"))(path)
+    opener = _OPENERS.get(path.suffix.lower())
+    return path.open("rb") if opener is None else opener(path)
