@@ -7,11 +7,12 @@ StoreError, or, where it must be shown, becomes a ticket that says so (`Ticket.p
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from wise.edits import Edit
-from wise.errors import EditError, StoreError
+from wise.errors import EditError, StoreError, checked_namespace, checked_text
 from wise.memory.store.backends.base import Execute
 from wise.memory.store.edit_request import FAILED, FOLLOWS, Event, Ticket, Version
 
@@ -66,7 +67,10 @@ def shown_ticket(row: Sequence[Any]) -> Ticket:
             name: value if _holds(kind, value) else None
             for (name, kind), value in zip(TICKETS.items(), row, strict=True)
         }
-        named: dict[str, Any] = {"id": _words(fields.pop("edit_id")), "namespace": _words(fields.pop("namespace"))}
+        named: dict[str, Any] = {
+            "id": _readable(partial(checked_text, "id"), fields.pop("edit_id")),
+            "namespace": _readable(checked_namespace, fields.pop("namespace")),
+        }
         fields |= {
             "number": fields["number"] or 0,
             "accepted_at": fields["accepted_at"] or "",
@@ -108,8 +112,11 @@ def update(execute: Execute, table: str, number: int, **values: object) -> None:
     execute(f"UPDATE {table} SET {columns} WHERE number = ?", *values.values(), number)
 
 
-def _words(value: str | None) -> str:
-    return value if value and value.strip() and "\0" not in value else UNREADABLE
+def _readable(check: Callable[[object], str], value: object) -> str:
+    try:
+        return check(value)
+    except EditError:
+        return UNREADABLE
 
 
 def _holds(kind: int, value: object) -> bool:

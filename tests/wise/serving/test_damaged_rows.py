@@ -20,6 +20,7 @@ DAMAGE = (
     "UPDATE tickets SET edit = '[1]' WHERE number = 2",
     "UPDATE tickets SET verified = '{\"loss\": NaN, \"answer\": \"\\ud800\"}' WHERE number = 3",
     "UPDATE tickets SET reason = CAST(x'ff' AS TEXT), status = 'forgotten' WHERE number = 4",
+    "UPDATE tickets SET namespace = 'blank ' WHERE number = 5",
     "UPDATE events SET detail = 'none' WHERE number = 2",
 )
 
@@ -36,7 +37,7 @@ def test_edits_and_events_are_listed_whatever_their_rows_hold(
         connection.commit()
     with running(tmp_path / "store", editing=False) as served, served.client() as client:
         found = {edit["ticket"]: edit for edit in client.get("/v1/edits").json()["data"]}
-        assert [bool(found[number]["problem"]) for number in range(1, 6)] == [True, True, False, True, False]
+        assert [bool(found[number]["problem"]) for number in range(1, 6)] == [True, True, False, True, True]
         assert "verified is of type str" in found[1]["problem"] and "cannot be read" in found[1]["prompt"]
         assert found[3]["outcome"] == {"loss": None, "answer": "?"} and found[4]["status"] == "failed"
         assert client.get("/v1/edits/e1").json()["problem"] == found[1]["problem"]
