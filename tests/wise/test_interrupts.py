@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,10 +20,20 @@ from wise.memory.modules import restoring
 
 ROOMS = ("wise", "memory", "router", "training")
 """Where lines of ours lie; an environment may lie beside them."""
-LOCKS = ("with self._lock", "with self._busy", "with _lock")
+LOCKS = ("with self._lock", "with _lock")
 """Python does not look for interrupts between the end of such a block and the release of its lock."""
 POINTS = 16
 """At so many lines, spread over a call, it is interrupted."""
+
+
+@cache
+def is_ours(file: str) -> bool:
+    return any(Path(file).is_relative_to(ROOT / room) for room in ROOMS)
+
+
+@cache
+def takes_a_lock(file: str, number: int) -> bool:
+    return linecache.getline(file, number).lstrip().startswith(LOCKS)
 
 
 def lines_of(call: Callable[[], Any], interrupted_at: int | None = None) -> int:
@@ -31,7 +42,7 @@ def lines_of(call: Callable[[], Any], interrupted_at: int | None = None) -> int:
 
     def line(entered: FrameType, event: str, _: Any) -> Any:
         nonlocal count
-        if linecache.getline(entered.f_code.co_filename, entered.f_lineno).lstrip().startswith(LOCKS):
+        if takes_a_lock(entered.f_code.co_filename, entered.f_lineno):
             return line
         count += event == "line"
         if event == "line" and count == interrupted_at:
@@ -40,8 +51,7 @@ def lines_of(call: Callable[[], Any], interrupted_at: int | None = None) -> int:
         return line
 
     def frame(entered: FrameType, _event: str, _: Any) -> Any:
-        file = Path(entered.f_code.co_filename)
-        return line if any(file.is_relative_to(ROOT / room) for room in ROOMS) else None
+        return line if is_ours(entered.f_code.co_filename) else None
 
     sys.settrace(frame)
     try:

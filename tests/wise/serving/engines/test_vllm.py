@@ -220,7 +220,10 @@ def test_edits_that_vllm_does_not_say_are_told(
     assert engine.unsaid == {}, "what could not be asked is asked again"
 
 
-def test_nobody_waits_until_what_was_live_is_asked(unused: VllmEngine, llm: FakeLLM) -> None:
+def test_nobody_waits_until_what_was_live_is_asked(
+    unused: VllmEngine, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "ASKED_TIMEOUT", 0.5)  # the edits are asked one after the other, and none is answered
     llm.hangs = True
     unused.prepare([handle(1)])
     until(lambda: len(llm.asked) == PROBES + len(EDITS))
