@@ -113,7 +113,7 @@ class WiseWorker:
             )
         self._wise = Followed(side, record=bool(options.get("record")))
         self._wise_memories = Memories(options, config.model_config.tokenizer, store if side.adds else None)
-        # A second team of OpenMP threads would have that of the steps sleep between two operations: a third slower.
+        # With OpenMP threads of its own, the loader would make those of the steps sleep between two operations.
         self._wise_loader = ThreadPoolExecutor(1, "wise-load", initializer=set_num_threads, initargs=(1,))
         self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
         runner = observe(self.model_runner, self._wise)

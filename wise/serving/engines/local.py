@@ -183,10 +183,10 @@ class Prefill:
 
 
 def _compute_with(threads: int) -> None:
-    """So many in this thread of Python, and one in each that begins to compute later.
+    """Sets how many CPU threads this Python thread computes with; those that begin to compute later use one each.
 
-    Where OpenMP has several teams of threads and they are more than the cores, they sleep between two operations, which
-    takes a third longer on a model of 135 M parameters.
+    OpenMP keeps a team of CPU threads for each Python thread. If there are more of them than cores, they sleep between
+    two operations: SmolLM2 then takes 1.4 times as long.
     """
     torch.set_num_threads(threads)
     torch.get_num_threads()  # or this thread would take, with its first operation, what was set last
