@@ -34,7 +34,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "compiled": {"enforce_eager": False},
     "chunked": {"max_num_batched_tokens": 16, "max_num_seqs": 8},
     "cached": {"enable_prefix_caching": True},
-    "preempted": {"num_gpu_blocks_override": 12},
+    "preempted": {"num_gpu_blocks_override": 12, "max_model_len": 256},
     "speculative": {
         "speculative_config": {
             "method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 3, "prompt_lookup_min": 1,

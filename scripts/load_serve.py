@@ -1,6 +1,7 @@
 """Puts a service under load while edits stream into it, and looks whether anything is lost or late.
 
     python scripts/load_serve.py --clients 64 --edits 1000
+    python scripts/load_serve.py --clients 8 --edits 40 --model FOLDER --chat    # a model that chats, asked in chats
 
 Starts `wise serve` with a new store, on the loopback interface alone. Clients ask without a pause, streaming: questions
 whose facts are edited meanwhile, decoded greedily, and long texts, drawn. In each of several rounds nothing is edited
@@ -36,6 +37,22 @@ BATCH = 20
 LONG_TOKENS = 64
 SAMPLED = 5.0
 """Seconds between two looks at the memory."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a client asks: a text that is completed, or a user's question in a chat."""
+
+    text: str
+    chat: bool
+
+    @property
+    def path(self) -> str:
+        return "/v1/chat/completions" if self.chat else "/v1/completions"
+
+    @property
+    def field(self) -> dict[str, Any]:
+        return {"messages": [{"role": "user", "content": self.text}]} if self.chat else {"prompt": self.text}
 
 
 @dataclass
@@ -99,13 +116,13 @@ async def _post(service: Service, path: str, body: dict[str, Any]) -> Any:
     return reader, writer
 
 
-async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, seed: int) -> None:
-    body: dict[str, Any] = {"model": service.name, "prompt": prompt, "stream": True, "max_tokens": 24, "temperature": 0}
+async def _ask(service: Service, record: ClientRecord, prompt: Prompt, long: bool, seed: int) -> None:
+    body: dict[str, Any] = {"model": service.name, "stream": True, "max_tokens": 24, "temperature": 0, **prompt.field}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
     begun = last = time.perf_counter()
     first, text, version, done = True, "", -1, False
-    reader, writer = await _post(service, "/v1/completions", body)
+    reader, writer = await _post(service, prompt.path, body)
     async for line in reader:
         if not line.startswith(b"data: "):
             continue
@@ -118,7 +135,10 @@ async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, 
             raise OSError(chunk["error"]["message"])
         version = int(chunk["system_fingerprint"].removeprefix("version-"))
         for choice in chunk["choices"]:
-            text += choice["text"]
+            piece = choice["delta"].get("content", "") if prompt.chat else choice["text"]
+            if prompt.chat and not piece:
+                continue  # the first part of a chat names the role, and the last one why it ends
+            text += piece
             (record.firsts if first else record.gaps).append(now - (begun if first else last))
             first, last = False, now
             record.tokens += 1
@@ -126,10 +146,12 @@ async def _ask(service: Service, record: ClientRecord, prompt: str, long: bool, 
     if not done:
         raise OSError("the stream broke off")
     if not long:
-        record.answers.append((prompt, version, text))
+        record.answers.append((prompt.text, version, text))
 
 
-async def _client(service: Service, record: ClientRecord, prompts: list[str], number: int, stop: asyncio.Event) -> None:
+async def _client(
+    service: Service, record: ClientRecord, prompts: list[Prompt], number: int, stop: asyncio.Event
+) -> None:
     order, turns = random.Random(number), count(1)
     while not stop.is_set():
         turn = next(turns)
@@ -140,14 +162,22 @@ async def _client(service: Service, record: ClientRecord, prompts: list[str], nu
             await asyncio.sleep(0.05)
 
 
-def _edit(fact: Fact, seed: int = 0, wording: int = 0) -> dict[str, Any]:
-    prompt = train_prompts(fact)[wording]
+def wordings(fact: Fact, chat: bool) -> tuple[str, str]:
+    """Two ways to ask for a fact: beginnings of a sentence, or questions."""
+    *sentences, question = train_prompts(fact)
+    if not chat:
+        return sentences[0], sentences[1]
+    question = question.removeprefix("Question: ").partition(" Answer:")[0]
+    return question, f"Tell me: {question}"
+
+
+def _edit(fact: Fact, prompt: str, seed: int = 0) -> dict[str, Any]:
     return {"prompt": prompt, "target": counterfactual(fact, seed=seed), "subject": fact.subject}
 
 
 async def _phase(
     service: Service,
-    prompts: list[str],
+    prompts: list[Prompt],
     clients: int,
     seconds: float,
     memory: list[dict[str, float]],
@@ -169,11 +199,12 @@ async def _phase(
 
 
 async def preview_repeatedly(
-    service: Service, facts: list[Fact], previews: Counter[str], failures: Counter[str]
+    service: Service, facts: list[Fact], chat: bool, previews: Counter[str], failures: Counter[str]
 ) -> None:
     """One preview after the other, until it is cancelled. A full queue is an answer; other refusals are failures."""
     for turn in count():
-        edit = _edit(facts[turn % len(facts)], seed=1 + turn, wording=1)  # one that is live already would be refused
+        fact = facts[turn % len(facts)]
+        edit = _edit(fact, wordings(fact, chat)[1], seed=1 + turn)  # one that is live already would be refused
         try:
             reader, writer = await _post(service, "/v1/edits/preview", {"edit": edit, "prompts": [edit["prompt"]]})
             found = json.loads(await reader.read())
@@ -187,11 +218,12 @@ async def preview_repeatedly(
             await asyncio.sleep(1.0)
 
 
-async def _edited(service: Service, facts: list[Fact], limit: float) -> None:
+async def _edited(service: Service, facts: list[Fact], chat: bool, limit: float) -> None:
     """Hands in, batch after batch, and waits until each is live or has failed."""
     begun = time.monotonic()
     for start in range(0, len(facts), BATCH):
-        _, writer = await _post(service, "/v1/edits", {"edits": [_edit(fact) for fact in facts[start : start + BATCH]]})
+        edits = [_edit(fact, wordings(fact, chat)[0]) for fact in facts[start : start + BATCH]]
+        _, writer = await _post(service, "/v1/edits", {"edits": edits})
         writer.close()
         await asyncio.sleep(0.2)
     while time.monotonic() - begun < limit:
@@ -222,7 +254,7 @@ def doubtful_answers(phases: list[ClientRecord], tickets: list[dict[str, Any]]) 
 
 
 def _contradicting(
-    store: Path, doubtful: list[tuple[str, int, str]], model_name: str | None
+    store: Path, doubtful: list[tuple[str, int, str]], model_name: str | None, chat: bool
 ) -> list[tuple[str, int, str]]:
     """Those that their version, read from the store and asked alone, does not give."""
     from wise.loading import load_model
@@ -235,7 +267,7 @@ def _contradicting(
         for version in sorted({version for _, version, _ in doubtful}):
             own = [answer for answer in doubtful if answer[1] == version]
             with model.serving(opened.read(version).state):
-                outcome = model.ask([prompt for prompt, _, _ in own], chat=False, max_new_tokens=24)
+                outcome = model.ask([prompt for prompt, _, _ in own], chat=chat, max_new_tokens=24)
             texts = [answer.text.removesuffix(" ...") for answer in outcome]
             wrong += [one for one, text in zip(own, texts, strict=True) if not one[2].strip().startswith(text)]
     return wrong
@@ -260,6 +292,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each phase without editing")
     parser.add_argument("--limit", type=float, default=1800.0, help="seconds that the edits of one round may take")
     parser.add_argument("--previews", type=int, default=1, help="clients that ask for previews while edits come in")
+    parser.add_argument("--chat", action="store_true", help="ask in chats, of a base that has a chat template")
     parser.add_argument("--set", action="append", default=[], help="a setting of the service, NAME=VALUE")
     arguments = parser.parse_args()
     facts = random.Random(0).sample(load_facts("train"), arguments.edits)
@@ -273,7 +306,8 @@ def main() -> None:
 def _loaded(
     store: Path, log: Path, facts: list[Fact], options: list[str], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    prompts = [train_prompts(fact)[0] for fact in facts]
+    chat = arguments.chat
+    prompts = [Prompt(wordings(fact, chat)[0], chat) for fact in facts]
     memory: list[dict[str, float]] = []
     share = -(-len(facts) // arguments.rounds)
 
@@ -285,10 +319,10 @@ def _loaded(
 
         async def edit(part: list[Fact]) -> None:
             previewing = [
-                asyncio.create_task(preview_repeatedly(service, facts, previews, failures))
+                asyncio.create_task(preview_repeatedly(service, facts, chat, previews, failures))
                 for _ in range(arguments.previews)
             ]
-            await _edited(service, part, arguments.limit)
+            await _edited(service, part, chat, arguments.limit)
             for task in previewing:
                 task.cancel()
 
@@ -304,8 +338,9 @@ def _loaded(
         service.end()
     quiet, during = _summed(phases[::2]), _summed(phases[1::2])
     doubtful = doubtful_answers(phases, tickets)
-    wrong, waited = _contradicting(store, sorted(set(doubtful)), arguments.model), _waited(store)
+    wrong, waited = _contradicting(store, sorted(set(doubtful)), arguments.model, chat), _waited(store)
     return {
+        "chat": chat,
         "clients": arguments.clients,
         "edits": dict(Counter(ticket["status"] for ticket in tickets)),
         "previews": dict(previews),

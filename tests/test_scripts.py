@@ -493,7 +493,8 @@ def test_the_load_of_a_service_counts_a_refused_preview_as_failed(
     async def once() -> None:
         async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
             service = SimpleNamespace(port=server.sockets[0].getsockname()[1], token="t")
-            task = asyncio.create_task(load.preview_repeatedly(service, load_facts("train")[:1], previews, failures))
+            asked = load.preview_repeatedly(service, load_facts("train")[:1], False, previews, failures)
+            task = asyncio.create_task(asked)
             while not previews and not failures:
                 await asyncio.sleep(0)
             task.cancel()
