@@ -62,8 +62,7 @@ def serve(
     settings = load(config, named_values(setting) | given)
 
     place = Path(default_store() if "://" in settings.store else settings.store).absolute()
-    private = place.with_name(f"{place.name}.token")
-    written: str | None = None
+    written: tuple[Path, str] | None = None
 
     def show(url: str, token: str | None) -> None:
         nonlocal written
@@ -78,19 +77,20 @@ def serve(
             from wise.serving.auth import write_token  # what it imports may write to stderr
 
             write_token(private, token)
-            written = token
+            written = private, token
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
     with json_logs(settings.log_level, settings.audit):
         from wise.serving.app import run  # what is imported may write to stderr too
 
+            private = place.with_name(f"{place.name}.{url.rpartition(':')[2]}.token")  # each of several has a port
         try:
             run(settings, show)
         finally:
             with suppress(FileNotFoundError):
-                # A service that began later has put its own token there.
-                if written and private.read_text(encoding="utf-8").strip() == written:
-                    private.unlink()
+                # A service that began later, on another address, may have put its own token there.
+                if written is not None and written[0].read_text(encoding="utf-8").strip() == written[1]:
+                    written[0].unlink()
 
 
 def token(
