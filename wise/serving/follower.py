@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from wise.edits import Edit
+from wise.edits import DEFAULT_NAMESPACE, Edit
 from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.edit_request import FAILED, LIVE, Event, now
@@ -31,7 +31,6 @@ from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NAMESPACE = "default"
 INTERVAL = 0.1
 """Seconds between two polls of the journal."""
 RETRY = 1.0

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import Edit
+from wise.edits import DEFAULT_NAMESPACE, Edit
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
@@ -18,7 +18,6 @@ from wise.serving import schemas
 from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.clients import while_connected
 from wise.serving.edit_size import check_size
-from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
 from wise.serving.store_service import Stored, StoreService

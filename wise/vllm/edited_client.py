@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.memory.fingerprint import Fingerprint
@@ -31,7 +32,6 @@ from wise.vllm.worker import Memories
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NAMESPACE = "default"
 INTERVAL = 0.2
 """Seconds between two looks at the store."""
 RETRY = 1.0

@@ -16,7 +16,8 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 
 from wise.errors import ConfigError
-from wise.vllm.edited_client import DEFAULT_NAMESPACE, EditedClient, RequestMemory, request_memory
+from wise.edits import DEFAULT_NAMESPACE
+from wise.vllm.edited_client import EditedClient, RequestMemory, request_memory
 
 STORE = "WISE_STORE"
 """Environment variable: the store's folder, or its postgresql:// URL."""
