@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
+from unicodedata import normalize
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from wise.errors import ConfigError
 from wise.edits import DEFAULT_NAMESPACE
+from wise.errors import ConfigError
 from wise.vllm.edited_client import EditedClient, RequestMemory, request_memory
 
 STORE = "WISE_STORE"
@@ -62,13 +63,21 @@ class EditingMiddleware:
 
     async def _request(self, scope: Message, receive: Any, send: Send) -> None:
         with ExitStack() as held:
-            asked = RequestMemory(Headers(scope=scope).get(NAMESPACE, DEFAULT_NAMESPACE), held)
+            asked = RequestMemory(_namespace(Headers(scope=scope)), held)
             token = request_memory.set(asked)
             try:
                 await self._app(scope, receive, _Answer(send, asked))
             finally:
                 request_memory.reset(token)
                 asked.held = None
+
+
+def _namespace(headers: Headers) -> str:
+    """As it is stored. A header is read as Latin-1, and clients send letters beyond ASCII as UTF-8."""
+    given = headers.get(NAMESPACE, DEFAULT_NAMESPACE)
+    with suppress(UnicodeDecodeError):  # a client that sends Latin-1
+        given = given.encode("latin-1").decode()
+    return normalize("NFC", given)
 
 
 class _Answer:
