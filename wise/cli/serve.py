@@ -54,8 +54,15 @@ def serve(
     from wise.serving.settings import default_store, load
 
     named = {
-        "model": model, "store": store, "host": host, "port": port, "name": name,
-        "tokens": tokens, "engine": engine, "relations": relations, "mode": mode,
+        "model": model,
+        "store": store,
+        "host": host,
+        "port": port,
+        "name": name,
+        "tokens": tokens,
+        "engine": engine,
+        "relations": relations,
+        "mode": mode,
         "allow_precision": allow_precision or None,
     } | asdict(placement)
     given = {key: value for key, value in named.items() if value is not None}
@@ -76,6 +83,7 @@ def serve(
         elif token:
             from wise.serving.auth import write_token  # what it imports may write to stderr
 
+            private = place.with_name(f"{place.name}.{url.rpartition(':')[2]}.token")  # each of several has a port
             write_token(private, token)
             written = private, token
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
@@ -83,7 +91,6 @@ def serve(
     with json_logs(settings.log_level, settings.audit):
         from wise.serving.app import run  # what is imported may write to stderr too
 
-            private = place.with_name(f"{place.name}.{url.rpartition(':')[2]}.token")  # each of several has a port
         try:
             run(settings, show)
         finally:

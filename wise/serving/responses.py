@@ -282,8 +282,12 @@ class ResponseWriter(ChatWriter):
         message = [self._message(status, [part])] if opened or text.strip() or not calls else []
         return message + [
             {
-                "type": "function_call", "id": f"fc_{uuid4().hex}", "call_id": call.id, "name": call.function.name,
-                "arguments": call.function.arguments, "status": "completed",
+                "type": "function_call",
+                "id": f"fc_{uuid4().hex}",
+                "call_id": call.id,
+                "name": call.function.name,
+                "arguments": call.function.arguments,
+                "status": "completed",
             }
             for call in calls
         ]
