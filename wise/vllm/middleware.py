@@ -63,13 +63,13 @@ class EditingMiddleware:
 
     async def _request(self, scope: Message, receive: Any, send: Send) -> None:
         with ExitStack() as held:
-            asked = RequestMemory(_namespace(Headers(scope=scope)), held)
-            token = request_memory.set(asked)
+            request = RequestMemory(_namespace(Headers(scope=scope)), held)
+            token = request_memory.set(request)
             try:
-                await self._app(scope, receive, _Answer(send, asked))
+                await self._app(scope, receive, _Answer(send, request))
             finally:
                 request_memory.reset(token)
-                asked.held = None
+                request.held = None
 
 
 def _namespace(headers: Headers) -> str:
@@ -81,8 +81,8 @@ def _namespace(headers: Headers) -> str:
 
 
 class _Answer:
-    def __init__(self, send: Send, asked: RequestMemory) -> None:
-        self._send, self._asked = send, asked
+    def __init__(self, send: Send, request: RequestMemory) -> None:
+        self._send, self._request = send, request
         self._start: Message | None = None
         """Held back: of an answer in JSON, whose length changes."""
         self._body = b""
@@ -102,17 +102,17 @@ class _Answer:
             headers = MutableHeaders(raw=self._start["headers"])
             headers["content-length"] = str(len(message["body"]))
             await self._send(self._start)
-        elif self._asked.answers:
+        elif self._request.answers:
             message["body"] = self._with_last_event(message.get("body", b""))
         await self._send(message)
 
     def _with_edits(self) -> bytes:
-        if not self._asked.answers:
+        if not self._request.answers:
             return self._body
         answer = json.loads(self._body)
         if not isinstance(answer, dict) or "error" in answer:
             return self._body
-        return json.dumps(answer | {"wise": self._asked.to_dict()}, ensure_ascii=False).encode()
+        return json.dumps(answer | {"wise": self._request.to_dict()}, ensure_ascii=False).encode()
 
     def _with_last_event(self, body: bytes) -> bytes:
         if not self._head and body.startswith(b"data: {"):
@@ -120,5 +120,5 @@ class _Answer:
             self._head = {name: first[name] for name in HEAD if name in first}
         if not body.startswith(DONE):  # vLLM sends it by itself
             return body
-        told = json.dumps({**self._head, "choices": [], "wise": self._asked.to_dict()}, ensure_ascii=False)
-        return f"data: {told}\n\n".encode() + body
+        event = json.dumps({**self._head, "choices": [], "wise": self._request.to_dict()}, ensure_ascii=False)
+        return f"data: {event}\n\n".encode() + body
