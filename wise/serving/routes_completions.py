@@ -87,9 +87,8 @@ async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served
 @router.post("/responses", response_model=ResponseAnswer, responses=STREAM)
 async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
-    chat = body.chat()
-    requests = await service.in_thread(prompts.chat_requests, service, chat, "input")
-    return await _answer(request, ResponseWriter(service, body, chat, requests[0].handle.version), requests)
+    requests = await service.in_thread(prompts.chat_requests, service, body.chat, "input")
+    return await _answer(request, ResponseWriter(service, body, requests[0].handle.version), requests)
 
 
 @router.post("/ask", response_model=schemas.AskAnswer)

@@ -14,6 +14,7 @@ from serving import NAME, Running, hold, running
 from waiting import until
 
 import wise
+from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.store import Store
 from wise.serving import prompts
@@ -292,6 +293,24 @@ def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
     with served.client("reader") as client:
         old = client.get("/v1/events", params={"since": 2, "follow": False}).text
     assert [line for line in old.splitlines() if line.startswith("id:")] == ["id: 3", "id: 4"]
+
+
+def test_a_stream_of_events_that_cannot_go_on_says_why(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.edit(LYON)
+    journal = served.service.store.journal
+    read = journal.events
+
+    def fails(**given: Any) -> Any:
+        if "limit" in given:  # the follower, which reads without one, goes on
+            raise StoreError("the disk is gone")
+        return read(**given)
+
+    monkeypatch.setattr(journal, "events", fails)
+    with served.client("reader") as client:
+        told = client.get("/v1/events", params={"since": 0, "follow": False})
+    assert told.status_code == 200
+    _, kind, data = [line for line in told.text.splitlines() if line]
+    assert kind == "event: error" and "the disk is gone" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
 def test_a_restart_finds_every_acknowledged_edit(tmp_path: Path) -> None:
