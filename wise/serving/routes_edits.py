@@ -166,9 +166,13 @@ async def replace(
     ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
-    validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
-    given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = [_checked_request(service, given, ticket.edit.namespace, holder, "")]
+
+    def checked() -> EditRequest:
+        validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
+        given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
+        return _checked_request(service, given, ticket.edit.namespace, holder, "")
+
+    wanted = [await run_in_threadpool(checked)]
     return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
 
 
