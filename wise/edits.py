@@ -42,6 +42,7 @@ _VERB = re.compile(
 )
 """The verb of a statement, between its subject and its target."""
 ROLES = ("system", "user", "assistant")
+DEFAULT_NAMESPACE = "default"
 
 
 class Message(NamedTuple):
@@ -87,7 +88,7 @@ class Edit:
     author: str | None = None
     time: str | None = None
     """When the edit was requested, ISO 8601."""
-    namespace: str = "default"
+    namespace: str = DEFAULT_NAMESPACE
 
     def __post_init__(self) -> None:
         # Empty fields are skipped: loading a memory makes up to 100,000 edits.
@@ -118,7 +119,7 @@ class Edit:
     def _check_texts(self) -> None:
         for name in ("prompt", "target"):
             checked_text(name, getattr(self, name))
-        if self.namespace != "default":
+        if self.namespace != DEFAULT_NAMESPACE:
             self._set("namespace", checked_namespace(self.namespace))
         for name in ("subject", "author", "time"):
             if getattr(self, name) is not None:

@@ -43,30 +43,31 @@ def chat_demo(
     if picture is not None:
         from wise.demo.picture import draw_decisions
 
-        drawn = [(a.line.question, a.score, a.threshold, a.line.target is not None) for a in result.asked]
+        drawn = [(a.line.question, a.score, a.threshold, a.line.target is not None) for a in result.answers]
         draw_decisions(drawn, picture)
         echo(f"scores and thresholds drawn to {picture}")
     if as_json:
         asked = [
             {"kind": a.line.kind, "question": a.line.question, "before": a.before, "after": a.after, "right": a.right}
-            for a in result.asked
+            for a in result.answers
         ]
-        counts = {"verified": result.report.count("verified"), "right": sum(a.right for a in result.asked)}
+        counts = {"verified": result.report.count("verified"), "right": sum(a.right for a in result.answers)}
         show_json(counts | {"asked": asked, "undone": result.undone, "seconds": result.seconds})
 
 
 def _show(result: ChatDemo) -> None:
     rows = [
         (a.line.kind, a.line.question, _short(a.before), Text(_short(a.after), style="green" if a.right else "red"))
-        for a in result.asked
+        for a in result.answers
     ]
     show_table("before and after", ("", "question", "before", "after"), rows)
     for outcome in result.report.outcomes:
         held = sum(outcome.holds.values())
         echo(f"{outcome.status}: {held} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
+    right = sum(a.right for a in result.answers)
     echo(
-        f"{sum(a.right for a in result.asked)} of {len(result.asked)} as they should be; taken back, the model says "
-        f"what it said before: {'yes' if result.undone else 'NO'}\n{result.seconds:.0f} seconds in all"
+        f"{right} of {len(result.answers)} as they should be; taken back, the model says what it said before: "
+        f"{'yes' if result.undone else 'NO'}\n{result.seconds:.0f} seconds in all"
     )
 
 

@@ -54,16 +54,22 @@ def serve(
     from wise.serving.settings import default_store, load
 
     named = {
-        "model": model, "store": store, "host": host, "port": port, "name": name,
-        "tokens": tokens, "engine": engine, "relations": relations, "mode": mode,
+        "model": model,
+        "store": store,
+        "host": host,
+        "port": port,
+        "name": name,
+        "tokens": tokens,
+        "engine": engine,
+        "relations": relations,
+        "mode": mode,
         "allow_precision": allow_precision or None,
     } | asdict(placement)
     given = {key: value for key, value in named.items() if value is not None}
     settings = load(config, named_values(setting) | given)
 
     place = Path(default_store() if "://" in settings.store else settings.store).absolute()
-    private = place.with_name(f"{place.name}.token")
-    written: str | None = None
+    written: tuple[Path, str] | None = None
 
     def show(url: str, token: str | None) -> None:
         nonlocal written
@@ -77,8 +83,9 @@ def serve(
         elif token:
             from wise.serving.auth import write_token  # what it imports may write to stderr
 
+            private = place.with_name(f"{place.name}.{url.rpartition(':')[2]}.token")  # each of several has a port
             write_token(private, token)
-            written = token
+            written = private, token
             echo(f"the token of this run (admin) is in the file {private}, which only you can read")
 
     with json_logs(settings.log_level, settings.audit):
@@ -88,9 +95,9 @@ def serve(
             run(settings, show)
         finally:
             with suppress(FileNotFoundError):
-                # A service that began later has put its own token there.
-                if written and private.read_text(encoding="utf-8").strip() == written:
-                    private.unlink()
+                # A service that began later, on another address, may have put its own token there.
+                if written is not None and written[0].read_text(encoding="utf-8").strip() == written[1]:
+                    written[0].unlink()
 
 
 def token(

@@ -85,7 +85,7 @@ class ChatDemo:
     """All of it."""
 
     report: EditReport
-    asked: tuple[ChatAnswer, ...]
+    answers: tuple[ChatAnswer, ...]
     undone: bool
     """After deleting every edit the model says what it said before, to the letter."""
     seconds: float
@@ -103,16 +103,16 @@ def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]
     progress("asked after", 3, 4)
     memory = model.layer.memory
     router = memory.router if memory is not None and isinstance(memory.router, HybridRouter) else None
-    asked = []
+    answers = []
     for line, first, second in zip(LINES, before, after, strict=True):
         decision = NOTHING if router is None else router.decided(_ids(model, line))
         score, threshold = decision.score, decision.threshold
-        asked.append(ChatAnswer(line=line, before=first, after=second, score=score, threshold=threshold))
+        answers.append(ChatAnswer(line=line, before=first, after=second, score=score, threshold=threshold))
     if model.edits:
         model.delete([edit.id for edit in model.edits])
     undone = _answers(model) == before
     progress("taken back", 4, 4)
-    return ChatDemo(report=report, asked=tuple(asked), undone=undone, seconds=time.perf_counter() - begun)
+    return ChatDemo(report=report, answers=tuple(answers), undone=undone, seconds=time.perf_counter() - begun)
 
 
 def _ids(model: WiseModel, line: Line) -> list[int]:

@@ -15,7 +15,7 @@ from uuid import uuid4
 from wise.safe_text import finite
 from wise.serving.engines import DeadlineError, Delta, FinishReason, GenerationRequest, Job, Logprobs, RoutedToken
 from wise.serving.engines.sequence import CONTEXT
-from wise.serving.event_stream import error_event, event
+from wise.serving.event_stream import event
 from wise.serving.schemas_chat import ChatChoice, ChatCompletion, ChatMessage, ChatRequest
 from wise.serving.schemas_completions import (
     ActiveEdit,
@@ -103,7 +103,7 @@ class Writer(ABC):
         self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
     ) -> AsyncIterator[str]:
         """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own. `ended`
-        is called with the usage when all is generated."""
+        is called with the usage when all is generated. Raises as `deltas_of` does."""
         usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         base = {**self.head, "object": self.chunk_object} | ({"usage": None} if usage else {})
         begun: set[int] = set()
@@ -111,21 +111,18 @@ class Writer(ABC):
         def last_chunk(choice: dict[str, Any]) -> str:
             return event(base | {"choices": [choice], "wise": self.metadata(answers).model_dump()})
 
-        try:
-            async for delta in deltas_of(job, answers):
-                choice = self.chunk(delta, delta.index not in begun)
-                begun.add(delta.index)
-                if choice is not None and all(one.finish for one in answers):
-                    yield await self.service.in_thread(last_chunk, choice)
-                elif choice is not None:
-                    yield event(base | {"choices": [choice]})
-            total = usage_of(answers)
-            ended(total)
-            if usage:
-                yield event(base | {"choices": [], "usage": total.model_dump()})
-            yield "data: [DONE]\n\n"
-        except Exception as error:  # the status is sent already: the error is an event
-            yield error_event(error)
+        async for delta in deltas_of(job, answers):
+            choice = self.chunk(delta, delta.index not in begun)
+            begun.add(delta.index)
+            if choice is not None and all(one.finish for one in answers):
+                yield await self.service.in_thread(last_chunk, choice)
+            elif choice is not None:
+                yield event(base | {"choices": [choice]})
+        total = usage_of(answers)
+        ended(total)
+        if usage:
+            yield event(base | {"choices": [], "usage": total.model_dump()})
+        yield "data: [DONE]\n\n"
 
     @abstractmethod
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:

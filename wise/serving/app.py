@@ -163,7 +163,8 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
 
 def build_service(settings: Settings, token: str | None) -> Service:
     """The service, not started, in a process that does nothing else. token: of the owner, without a file of tokens."""
-    settings.served_name(), settings.placement()  # what cannot be served is found before the model is loaded
+    settings.served_name()  # what cannot be served is found before the model is loaded
+    settings.placement()
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(1)  # the engine's thread takes `threads`
     if settings.tokens:

@@ -240,7 +240,7 @@ def _unauthorized(message: str, code: str) -> HTTPError:
     return HTTPError(HTTPStatus.UNAUTHORIZED, message, type=DENIED, code=code, headers=headers)
 
 
-Check = Callable[[Request], object]
+Check = Callable[[Request], Holder | None]
 _CHECKS: dict[object, Check] = {}
 """Of each dependency of this file: what it asks of a request."""
 
@@ -248,7 +248,8 @@ _CHECKS: dict[object, Check] = {}
 def requires(
     scope: str, *, whole: bool = True, unless_open: bool = False
 ) -> Callable[[Request, HTTPAuthorizationCredentials | None], Coroutine[Any, Any, Holder | None]]:
-    """A dependency that gives the holder of the request's token, and refuses one without this scope.
+    """A dependency that gives the holder of the request's token. A route that has it is an `AuthorizedRoute`, which
+    refuses a token without this scope.
 
     whole: it also refuses a token that is bound to namespaces. A route that does not must hide what `sees` says.
     unless_open: it lets in anyone if `open_metrics` is set.
@@ -266,7 +267,8 @@ def requires(
         return access.holder
 
     async def authorized(request: Request, _: Credentials) -> Holder | None:
-        return check(request)
+        holder: Holder | None = request.state.checked[check]
+        return holder
 
     _CHECKS[authorized] = check
     return authorized
@@ -284,8 +286,7 @@ class AuthorizedRoute(APIRoute):
         handle, checks, has_body = super().get_route_handler(), _checks(self.dependant), self.body_field is not None
 
         async def guarded(request: Request) -> Response:
-            for check in checks:
-                check(request)
+            request.state.checked = {check: check(request) for check in checks}
             if has_body:
                 check_structure(await request.body())  # which the request keeps
             return await handle(request)

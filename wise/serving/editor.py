@@ -430,7 +430,9 @@ class Editor:
         """Runs a command, or queues it if it needs the model; see `_answered`. Returns whether it waits. wanted:
         whether anybody still waits for the answer."""
         known: dict[str, Callable[..., Version | Erasure]] = {
-            DELETE: self._deleted, "rollback": self._rolled_back, "erase": self._erased
+            DELETE: self._deleted,
+            "rollback": self._rolled_back,
+            "erase": self._erased,
         }
 
         def run() -> dict[str, Any] | None:

@@ -204,8 +204,8 @@ class EditorClient:
             if self._cpu is not None:
                 self.cpu_share = (status["cpu"] - self._cpu[1]) / max(now - self._cpu[0], 1e-3)
             self._cpu = now, status["cpu"]
-        if {"state", "stage"} & status.keys():
-            self.since = now
+        if any(name in status and status[name] != getattr(self, name) for name in ("state", "stage")):
+            self.since = now  # not with each attempt of one that waits for the store, or is refused by it
         for name in ("training", "done", "stage", "why", "state"):  # the state last: others read it first
             setattr(self, name, status.get(name, getattr(self, name)))
         if self.state == READY:

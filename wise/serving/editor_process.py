@@ -60,6 +60,8 @@ class EditorEnd:
         self.leaving = threading.Event()
         self._stage = ""
         self._begun = self._said = time.monotonic()
+        self._trouble = ""
+        """Why the store could not be asked for commands the last time."""
         threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
 
     def tell(self, **changed: Any) -> None:
@@ -123,12 +125,16 @@ class EditorEnd:
             editor.do(message["do"], message["with"], answer, partial(self._waiting.__contains__, number))
 
     def _attend(self, editor: Editor) -> None:
+        trouble = ""
         try:
             editor.attend()
         except StoreError as error:
-            logger.error("the store cannot be asked for commands of other replicas: %s", error)
+            trouble = str(error)
+            if trouble != self._trouble:  # it is asked again and again
+                logger.error("the store cannot be asked for commands of other replicas: %s", error)
         except Exception:
             logger.exception("a command of another replica cannot be understood")
+        self._trouble = trouble
 
     def _beat(self, now: float) -> None:
         self._send(status={"cpu": time.process_time()})

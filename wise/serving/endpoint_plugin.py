@@ -13,6 +13,7 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 from starlette.routing import Route
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.memory.state import MemoryState
@@ -20,7 +21,7 @@ from wise.router.turns import ChatTemplate
 from wise.serving import http_errors, routes_edits, settings
 from wise.serving.auth import ADMIN, Holder, Tokens, token_digest
 from wise.serving.engines import MemoryHandle
-from wise.serving.follower import DEFAULT_NAMESPACE, Listener, ServedVersion
+from wise.serving.follower import Listener, ServedVersion
 from wise.serving.http_errors import ERRORS, unavailable
 from wise.serving.logs import log_as_json
 from wise.serving.metrics import Metrics

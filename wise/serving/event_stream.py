@@ -1,4 +1,4 @@
-"""Server-sent events: how one is written, and a stream that ends when its token does."""
+"""Server-sent events: how one is written, and a stream that says why it ends before its time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi.responses import StreamingResponse
 
 from wise.safe_text import json_line
 from wise.serving.auth import Access
-from wise.serving.http_errors import HTTPError, error_body, http_error
+from wise.serving.http_errors import error_body, http_error
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 RECHECK = 1.0
@@ -23,15 +23,11 @@ def event(data: Any, *, kind: str | None = None, number: int | None = None) -> s
     return f"{head}data: {json_line(data, separators=(',', ':'))}\n\n"
 
 
-def error_event(error: Exception) -> str:
-    """The last event of a stream that cannot go on: its status is sent already."""
-    return event(error_body(http_error(error)), kind="error")
-
-
 def event_stream(
     events: AsyncIterator[str], access: Access, headers: dict[str, str] | None = None
 ) -> StreamingResponse:
-    """An answer that sends events. It ends with an error event as soon as the token is no longer valid."""
+    """An answer that sends events. It ends with an error event if they cannot go on, and as soon as the token is no
+    longer valid."""
     return StreamingResponse(
         _while_valid(events, access), media_type="text/event-stream", headers=HEADERS | (headers or {})
     )
@@ -52,8 +48,8 @@ async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncItera
                 if found is None:
                     return
                 yield found
-    except HTTPError as error:
-        yield error_event(error)
+    except Exception as error:  # the status is sent already: the error is an event
+        yield event(error_body(http_error(error)), kind="error")
     finally:
         if coming is not None:
             coming.cancel()

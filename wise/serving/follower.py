@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 
-from wise.edits import Edit
+from wise.edits import DEFAULT_NAMESPACE, Edit
 from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.edit_request import FAILED, LIVE, Event, now
@@ -31,7 +31,6 @@ from wise.serving.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NAMESPACE = "default"
 INTERVAL = 0.1
 """Seconds between two polls of the journal."""
 RETRY = 1.0
@@ -101,12 +100,12 @@ class Follower:
         again that was made in another precision. Raises StoreError if the store cannot be read, or as `check_fits`."""
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         self._base, self._allow_precision = model.fingerprint(), allow_precision  # an engine may free the weights
+        self.last_event = store.anchor().event  # before the version: what comes meanwhile is announced later
+        """The number of the last event that was announced."""
         snapshot = store.read()
         if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
             ask_again(model, snapshot, _log_progress(time.monotonic()))
         self.current = served_version(model, snapshot)
-        self.last_event = store.anchor().event
-        """The number of the last event that was announced."""
         self.trouble = ""
         """Why the store cannot be read, if it cannot."""
         self._counted: tuple[int, tuple[Mapping[str, int], str | None]] = (-1, ({}, None))

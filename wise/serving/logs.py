@@ -97,18 +97,30 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextAsRecords(io.TextIOBase):
-    """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts."""
+    """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts.
+
+    A record that cannot be written, because a disk is full or nobody reads, is lost: `logging` says so on stderr, and
+    that would be a further record that cannot be written, without end.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         """stream: what it takes the place of."""
         self._stream, self._rest = stream, ""
+        self._own = threading.local()
+        """Has `writing` set while this thread writes a record."""
 
     def write(self, text: str) -> int:
+        if getattr(self._own, "writing", False):
+            return len(text)
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            shown = line.rstrip("\r").rpartition("\r")[2].strip()
-            if shown:
-                logging.getLogger("stderr").warning("%s", shown)
+        self._own.writing = True
+        try:
+            for line in lines:
+                shown = line.rstrip("\r").rpartition("\r")[2].strip()
+                if shown:
+                    logging.getLogger("stderr").warning("%s", shown)
+        finally:
+            self._own.writing = False
         return len(text)
 
     def writable(self) -> bool:

@@ -40,7 +40,9 @@ class Metrics:
         self.tickets = Gauge("wise_tickets", "Edits by their present status.", ["status"], **on)
         self.oldest_queued = Gauge("wise_oldest_queued_seconds", "Age of the oldest queued edit; 0 if none is.", **on)
         self.edit_seconds = Histogram(
-            "wise_edit_seconds", "Seconds from accepting an edit until it was live or failed.", buckets=(*LONG, 300.0),
+            "wise_edit_seconds",
+            "Seconds from accepting an edit until it was live or failed.",
+            buckets=(*LONG, 300.0),
             **on,
         )
         self.clock_jumps = Counter("wise_clock_jumps", "Times that a clock was set, by the events of the store.", **on)

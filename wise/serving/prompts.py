@@ -5,8 +5,7 @@ All of this may take long, for texts of a megabyte are tokenized here, and schem
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wise.errors import ConfigError, EditError
@@ -38,11 +37,8 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
     ranked = count > (body.n or 1)  # by their logprobs
     top = 0 if body.logprobs is None and ranked else body.logprobs
     chosen: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
-    found: list[GenerationRequest] = []
-    for prompt in body.prompts:
-        ids = text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt
-        found += _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **chosen)
-    return found
+    ids = (text_ids(service, one, "prompt") if isinstance(one, str) else one for one in body.prompts)
+    return _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **chosen)
 
 
 def echoed(
@@ -63,7 +59,7 @@ def chat_requests(service: Service, body: ChatRequest, param: str = "messages") 
         service,
         service.handle(body.model),
         body,
-        chat_ids(service, body.messages, body.offered, param),
+        [chat_ids(service, body.messages, body.offered, param)],
         param,
         limit=body.max_completion_tokens or body.max_tokens,
         count=body.n or 1,
@@ -148,7 +144,7 @@ def _requests(
     service: Service,
     handle: MemoryHandle,
     body: GenerationBody,
-    prompt: Sequence[int],
+    prompts: Iterable[Sequence[int]],
     param: str,
     *,
     limit: int | None,
@@ -156,28 +152,31 @@ def _requests(
     json_schema: str | None = None,
     **chosen: Any,
 ) -> list[GenerationRequest]:
-    """limit: tokens of an answer; None is what there is room for. count: answers. chosen: other fields of a request."""
+    """limit: tokens of an answer; None is what there is room for. count: answers to each prompt. chosen: other fields
+    of a request."""
     most = service.settings.answer_limit
     if count > most:
         raise bad_request(f"n: {count} was given and {most} answers are given at once", "n")
-    room = _room(service, prompt, limit, param)
     schema = json_schema or (body.response_format.schema_text if body.response_format else None)
     _check_schema(service, schema, "response_format" if json_schema is None else "tools")
-    given: dict[str, Any] = {"temperature": 1.0} | body.model_dump(include=AS_GIVEN, exclude_none=True)
-    one = GenerationRequest(
-        prompt=tuple(prompt),
-        handle=handle,
-        max_new_tokens=room,
-        top_k=max(0, body.top_k or 0),
-        logit_bias=_biases(service, body),
-        json_schema=schema,
-        stops=body.stops,
-        trace=body.options.routes,
-        **given,
+    shared: dict[str, Any] = {
+        "temperature": 1.0,
+        "top_k": max(0, body.top_k or 0),
+        "logit_bias": _biases(service, body),
+        "json_schema": schema,
+        "stops": body.stops,
+        "trace": body.options.routes,
+        **body.model_dump(include=AS_GIVEN, exclude_none=True),
         **chosen,
-    )
+    }
     seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
-    return [replace(one, seed=seed) for seed in seeds]
+    found: list[GenerationRequest] = []
+    for ids in prompts:
+        room, prompt = _room(service, ids, limit, param), tuple(ids)
+        found += [
+            GenerationRequest(prompt=prompt, handle=handle, max_new_tokens=room, seed=seed, **shared) for seed in seeds
+        ]
+    return found
 
 
 def _check_schema(service: Service, schema: str | None, param: str) -> None:

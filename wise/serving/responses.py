@@ -6,6 +6,7 @@ Nothing is stored, so a conversation is sent whole with each request.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Annotated, Any, Literal
 from uuid import uuid4
 
@@ -13,7 +14,7 @@ from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, fiel
 
 from wise.serving.answers import ChatWriter, GeneratedAnswer, deltas_of, usage_of
 from wise.serving.engines import Job
-from wise.serving.event_stream import error_event, event
+from wise.serving.event_stream import event
 from wise.serving.schemas import Body, Text
 from wise.serving.schemas_chat import ChatRequest, Function, NamedFunction, ToolCall
 from wise.serving.schemas_completions import NOT_USED, GenerationBody, JsonSchema, Usage, Whole, WiseMetadata
@@ -140,13 +141,14 @@ class ResponseRequest(GenerationBody):
     @model_validator(mode="after")
     def _check_chat(self) -> ResponseRequest:
         try:
-            self.chat()
+            _ = self.chat
         except ValidationError as error:
             raise ValueError(str(error.errors()[0]["msg"]).removeprefix("Value error, ")) from None
         return self
 
+    @cached_property
     def chat(self) -> ChatRequest:
-        """The chat that is asked for."""
+        """The chat that is asked for. Raises pydantic's ValidationError, before the request itself is valid."""
         shared = set(GenerationBody.model_fields) - {"n", "response_format", "stream_options"}
         fields = self.model_dump(include=shared, exclude_none=True)
         messages: list[dict[str, Any]] = []
@@ -199,9 +201,8 @@ class ResponseAnswer(BaseModel):
 class ResponseWriter(ChatWriter):
     """Writes the one answer to a request."""
 
-    def __init__(self, service: Service, request: ResponseRequest, chat: ChatRequest, version: int) -> None:
-        """chat: that the request asks for."""
-        super().__init__(service, chat, version)
+    def __init__(self, service: Service, request: ResponseRequest, version: int) -> None:
+        super().__init__(service, request.chat, version)
         choice, tools = request.tool_choice, request.tools or []
         self._head: dict[str, Any] = {
             "id": f"resp_{uuid4().hex}",
@@ -227,27 +228,24 @@ class ResponseWriter(ChatWriter):
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
         text, opened = "", False
         calls: Sequence[ToolCall] = ()
-        try:
-            yield self._event("response.created", response=begun)
-            yield self._event("response.in_progress", response=begun)
-            async for delta in deltas_of(job, answers):
-                more, calls = self.parts(0, delta)
-                if not opened and (more or (delta.finish and not calls)):
-                    opened = True
-                    item = self._message("in_progress", [])
-                    yield self._event("response.output_item.added", output_index=0, item=item)
-                    yield self._event("response.content_part.added", **place, part=self._part("", None))
-                if more or (opened and delta.logprobs):
-                    text += more
-                    logprobs = self.token_logprobs(delta) or []
-                    yield self._event("response.output_text.delta", **place, delta=more, logprobs=logprobs)
-            output = self._output(of, text, calls, opened=opened)
-            for line in self._end(output, place):
-                yield line
-            yield await self.service.in_thread(self._last, of, output)
-            ended(usage_of(answers))
-        except Exception as error:  # the status is sent already: the error is an event
-            yield error_event(error)
+        yield self._event("response.created", response=begun)
+        yield self._event("response.in_progress", response=begun)
+        async for delta in deltas_of(job, answers):
+            more, calls = self.parts(0, delta)
+            if not opened and (more or (delta.finish and not calls)):
+                opened = True
+                item = self._message("in_progress", [])
+                yield self._event("response.output_item.added", output_index=0, item=item)
+                yield self._event("response.content_part.added", **place, part=self._part("", None))
+            if more or (opened and delta.logprobs):
+                text += more
+                logprobs = self.token_logprobs(delta) or []
+                yield self._event("response.output_text.delta", **place, delta=more, logprobs=logprobs)
+        ended(usage_of(answers))
+        output = self._output(of, text, calls, opened=opened)
+        for line in self._end(output, place):
+            yield line
+        yield await self.service.in_thread(self._last, of, output)
 
     def _last(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> str:
         found = self._answer(of, output)
@@ -282,8 +280,12 @@ class ResponseWriter(ChatWriter):
         message = [self._message(status, [part])] if opened or text.strip() or not calls else []
         return message + [
             {
-                "type": "function_call", "id": f"fc_{uuid4().hex}", "call_id": call.id, "name": call.function.name,
-                "arguments": call.function.arguments, "status": "completed",
+                "type": "function_call",
+                "id": f"fc_{uuid4().hex}",
+                "call_id": call.id,
+                "name": call.function.name,
+                "arguments": call.function.arguments,
+                "status": "completed",
             }
             for call in calls
         ]

@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.serving import prompts, schemas_chat
 from wise.serving import schemas_completions as schemas
 from wise.serving.answers import (
@@ -28,7 +29,6 @@ from wise.serving.auth import AuthorizedRoute, NamespaceReader
 from wise.serving.clients import while_connected
 from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.event_stream import event_stream
-from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request
 from wise.serving.logs import note
 from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseWriter
@@ -87,9 +87,8 @@ async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served
 @router.post("/responses", response_model=ResponseAnswer, responses=STREAM)
 async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
-    chat = body.chat()
-    requests = await service.in_thread(prompts.chat_requests, service, chat, "input")
-    return await _answer(request, ResponseWriter(service, body, chat, requests[0].handle.version), requests)
+    requests = await service.in_thread(prompts.chat_requests, service, body.chat, "input")
+    return await _answer(request, ResponseWriter(service, body, requests[0].handle.version), requests)
 
 
 @router.post("/ask", response_model=schemas.AskAnswer)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from wise.edits import Edit
+from wise.edits import DEFAULT_NAMESPACE, Edit
 from wise.errors import EditError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
@@ -18,7 +18,6 @@ from wise.serving import schemas
 from wise.serving.auth import Admin, AuthorizedRoute, Holder, NamespaceEditor, NamespaceReader, sees
 from wise.serving.clients import while_connected
 from wise.serving.edit_size import check_size
-from wise.serving.follower import DEFAULT_NAMESPACE
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
 from wise.serving.store_service import Stored, StoreService
@@ -167,9 +166,13 @@ async def replace(
     ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
-    validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
-    given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
-    wanted = [_checked_request(service, given, ticket.edit.namespace, holder, "")]
+
+    def checked() -> EditRequest:
+        validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
+        given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
+        return _checked_request(service, given, ticket.edit.namespace, holder, "")
+
+    wanted = [await run_in_threadpool(checked)]
     return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
 
 

@@ -59,8 +59,10 @@ def _read_upload(content: bytes, ending: str, format: str, columns: str | None) 
             raise EditError(where or (f"line {place} {why}" if place else why)) from None
     if len(edits) > FILE_EDITS:
         raise EditError(f"more than {FILE_EDITS:,} edits; split the file")
-    told = [warning.removeprefix(f"{path}: ") for warning in warnings]
-    return schemas.FileAnswer(edits=[schemas.EditIn.of(edit) for edit in edits], warnings=told)
+    return schemas.FileAnswer(
+        edits=[schemas.EditIn.of(edit) for edit in edits],
+        warnings=[warning.removeprefix(f"{path}: ") for warning in warnings],
+    )
 
 
 @router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})

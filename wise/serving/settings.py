@@ -33,6 +33,11 @@ def _split_list(value: object) -> object:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _one_of(names: Iterable[str]) -> str:
+    """The pattern of a setting."""
+    return f"^({'|'.join(names)})$"
+
+
 def _object(given: Any) -> Any:
     """What a JSON object holds; anything else as it is, to be refused by name."""
     with suppress(ValueError, TypeError):
@@ -59,7 +64,7 @@ class Settings(BaseSettings):
     name: str | None = Field(None, description="Name of the model in requests; default: the last part of `model`.")
     store: str = Field(default_factory=default_store, description="Folder of the store, or a postgresql:// URL.")
     mode: str = Field(
-        "hybrid", pattern="|".join(MODES), description="Memory mode of a new store; ignored if the store exists."
+        "hybrid", pattern=_one_of(MODES), description="Memory mode of a new store; ignored if the store exists."
     )
     layer: int | None = Field(
         None, ge=0, description="Index of the edited block, for a new store; default: 70% of the depth (`hybrid`)."
@@ -71,13 +76,13 @@ class Settings(BaseSettings):
     relations: Path | None = Field(None, description="File written by `wise train-router`; default: the shipped one.")
     require: str | None = Field(
         None,
-        pattern="|".join(PROMISES),
+        pattern=_one_of(PROMISES),
         description="What must hold for an edit to be served; default: as the store was made, at first `listed`.",
     )
     tokens: Path | None = Field(None, description="File of hashed tokens (`wise token`); default: one token per run.")
     audit: Path | None = Field(None, description="File to which every write is appended; default: the log.")
     log_level: str = Field(
-        "info", pattern=f"^({'|'.join(LEVELS)})$", description=f"Least level that is logged: {', '.join(LEVELS)}."
+        "info", pattern=_one_of(LEVELS), description=f"Least level that is logged: {', '.join(LEVELS)}."
     )
     open_metrics: bool = Field(False, description="Whether /metrics needs no token; otherwise it needs a reader's.")
     canaries: Path | None = Field(None, description="Prompts, one per line, at which no edit may be active.")

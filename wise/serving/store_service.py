@@ -8,13 +8,14 @@ from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, Request
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import EditError, checked_namespace, did_you_mean
 from wise.memory.store.store import Store
 from wise.serving.auth import Tokens, sees
 from wise.serving.editor_client import send_to_writer
 from wise.serving.engines import MemoryHandle
 from wise.serving.fair_queue import FairQueue
-from wise.serving.follower import DEFAULT_NAMESPACE, Listener, ServedVersion
+from wise.serving.follower import Listener, ServedVersion
 from wise.serving.http_errors import bad_request, not_found, unavailable
 from wise.serving.settings import Settings
 from wise.training.encoding import Encoder

@@ -191,6 +191,9 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
 
     layer.quant_method = AddingMethod(layer.quant_method)
     _sides[prefix] = Side(
-        config.scheduler_config.max_num_batched_tokens, layer.output_size, dtype=layer.params_dtype,
-        device=torch.get_default_device(), adds=layer.tp_rank == 0,
+        config.scheduler_config.max_num_batched_tokens,
+        layer.output_size,
+        dtype=layer.params_dtype,
+        device=torch.get_default_device(),
+        adds=layer.tp_rank == 0,
     )

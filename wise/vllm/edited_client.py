@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Self
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.memory.fingerprint import Fingerprint
@@ -31,7 +32,6 @@ from wise.vllm.worker import Memories
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_NAMESPACE = "default"
 INTERVAL = 0.2
 """Seconds between two looks at the store."""
 RETRY = 1.0
@@ -141,11 +141,11 @@ class EditedClient:
 
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
         """What the client's own generates, with the edits. Raises as `_holding` does."""
-        asked = request_memory.get() or RequestMemory()
-        with self._holding(asked):
-            first, reported = len(asked.answers), BEAM not in request_id
-            asked.answers += [{} for _ in range(sampling_params.n)] if reported else []
-            carried = await asyncio.to_thread(self._carried, asked, prompt, sampling_params)
+        request = request_memory.get() or RequestMemory()
+        with self._holding(request):
+            first, reported = len(request.answers), BEAM not in request_id
+            request.answers += [{} for _ in range(sampling_params.n)] if reported else []
+            carried = await asyncio.to_thread(self._carried, request, prompt, sampling_params)
             params, own = sampling_params.clone(), prompt.get("cache_salt")
             others = {name: given for name, given in (params.extra_args or {}).items() if name != "wise"}
             params.extra_args = {**others, **(carried.extra_args or {})} or None
@@ -157,46 +157,47 @@ class EditedClient:
                     for one in output.outputs if reported and carried.extra_args is not None else ():
                         if one.index not in followed:
                             plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
-                            course = Course(asked.memory.router, plan)  # type: ignore[union-attr]
+                            course = Course(request.memory.router, plan)  # type: ignore[union-attr]
                             followed[one.index] = FollowedAnswer(prompt["prompt_token_ids"], course)
-                            asked.note(first + one.index, carried.steps)
+                            request.note(first + one.index, carried.steps)
                         answer = followed[one.index]
                         new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
-                        asked.note(first + one.index, answer.add(new))
+                        request.note(first + one.index, answer.add(new))
                     yield output
 
     @contextmanager
-    def _holding(self, asked: RequestMemory) -> Iterator[None]:
+    def _holding(self, request: RequestMemory) -> Iterator[None]:
         """Keeps the memory of a request within the block: the newest, if it is the request's first answer.
 
         Raises, as errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile.
         """
         from vllm.exceptions import RetryableRequestError, VLLMNotFoundError
 
-        if asked.version is None:
+        if request.version is None:
             version, memories = self.served
-            memory = memories.get((version, asked.namespace))
-            if memory is None and asked.namespace != DEFAULT_NAMESPACE:
+            memory = memories.get((version, request.namespace))
+            if memory is None and request.namespace != DEFAULT_NAMESPACE:
                 known = ", ".join(sorted(name for _, name in memories)) or "none"
-                raise VLLMNotFoundError(f"no edit is live in the namespace {asked.namespace!r:.80}; there are: {known}")
-            asked.version, asked.memory = version, memory
-            if asked.held is not None:
-                asked.held.enter_context(self._versions.holding(version))
+                what = f"no edit is live in the namespace {request.namespace!r:.80}"
+                raise VLLMNotFoundError(f"{what}; there are: {known}")
+            request.version, request.memory = version, memory
+            if request.held is not None:
+                request.held.enter_context(self._versions.holding(version))
         try:
-            with self._versions.holding(asked.version):
+            with self._versions.holding(request.version):
                 yield
         except DroppedError as error:
             raise RetryableRequestError(str(error)) from error
 
-    def _carried(self, asked: RequestMemory, prompt: Any, params: Any) -> CarriedEdits:
-        if asked.memory is None:
+    def _carried(self, request: RequestMemory, prompt: Any, params: Any) -> CarriedEdits:
+        if request.memory is None:
             return NOTHING_CARRIED
         return carried_edits(
             prompt["prompt_token_ids"],
-            asked.memory.router,
-            asked.memory.state,
-            version=asked.version,  # type: ignore[arg-type]
-            namespace=asked.namespace,
+            request.memory.router,
+            request.memory.state,
+            version=request.version,  # type: ignore[arg-type]
+            namespace=request.namespace,
             stops=(frozenset() if params.ignore_eos else self._ends).union(params.stop_token_ids or ()),
         )
 

@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Awaitable, Callable, MutableMapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import Any
+from unicodedata import normalize
 
 from starlette.datastructures import Headers, MutableHeaders
 
+from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
-from wise.vllm.edited_client import DEFAULT_NAMESPACE, EditedClient, RequestMemory, request_memory
+from wise.vllm.edited_client import EditedClient, RequestMemory, request_memory
 
 STORE = "WISE_STORE"
 """Environment variable: the store's folder, or its postgresql:// URL."""
@@ -61,18 +63,26 @@ class EditingMiddleware:
 
     async def _request(self, scope: Message, receive: Any, send: Send) -> None:
         with ExitStack() as held:
-            asked = RequestMemory(Headers(scope=scope).get(NAMESPACE, DEFAULT_NAMESPACE), held)
-            token = request_memory.set(asked)
+            request = RequestMemory(_namespace(Headers(scope=scope)), held)
+            token = request_memory.set(request)
             try:
-                await self._app(scope, receive, _Answer(send, asked))
+                await self._app(scope, receive, _Answer(send, request))
             finally:
                 request_memory.reset(token)
-                asked.held = None
+                request.held = None
+
+
+def _namespace(headers: Headers) -> str:
+    """As it is stored. A header is read as Latin-1, and clients send letters beyond ASCII as UTF-8."""
+    given = headers.get(NAMESPACE, DEFAULT_NAMESPACE)
+    with suppress(UnicodeDecodeError):  # a client that sends Latin-1
+        given = given.encode("latin-1").decode()
+    return normalize("NFC", given)
 
 
 class _Answer:
-    def __init__(self, send: Send, asked: RequestMemory) -> None:
-        self._send, self._asked = send, asked
+    def __init__(self, send: Send, request: RequestMemory) -> None:
+        self._send, self._request = send, request
         self._start: Message | None = None
         """Held back: of an answer in JSON, whose length changes."""
         self._body = b""
@@ -92,17 +102,17 @@ class _Answer:
             headers = MutableHeaders(raw=self._start["headers"])
             headers["content-length"] = str(len(message["body"]))
             await self._send(self._start)
-        elif self._asked.answers:
+        elif self._request.answers:
             message["body"] = self._with_last_event(message.get("body", b""))
         await self._send(message)
 
     def _with_edits(self) -> bytes:
-        if not self._asked.answers:
+        if not self._request.answers:
             return self._body
         answer = json.loads(self._body)
         if not isinstance(answer, dict) or "error" in answer:
             return self._body
-        return json.dumps(answer | {"wise": self._asked.to_dict()}, ensure_ascii=False).encode()
+        return json.dumps(answer | {"wise": self._request.to_dict()}, ensure_ascii=False).encode()
 
     def _with_last_event(self, body: bytes) -> bytes:
         if not self._head and body.startswith(b"data: {"):
@@ -110,5 +120,5 @@ class _Answer:
             self._head = {name: first[name] for name in HEAD if name in first}
         if not body.startswith(DONE):  # vLLM sends it by itself
             return body
-        told = json.dumps({**self._head, "choices": [], "wise": self._asked.to_dict()}, ensure_ascii=False)
-        return f"data: {told}\n\n".encode() + body
+        event = json.dumps({**self._head, "choices": [], "wise": self._request.to_dict()}, ensure_ascii=False)
+        return f"data: {event}\n\n".encode() + body

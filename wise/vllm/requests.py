@@ -54,7 +54,12 @@ NOTHING_CARRIED = CarriedEdits(course=None, steps=(), extra_args=None, cache_sal
 
 
 def carried_edits(
-    ids: Sequence[int], router: HybridRouter, state: MemoryState, *, version: int, namespace: str,
+    ids: Sequence[int],
+    router: HybridRouter,
+    state: MemoryState,
+    *,
+    version: int,
+    namespace: str,
     stops: Collection[int],
 ) -> CarriedEdits:
     """What a prompt carries under the memory of one version and namespace.
@@ -78,7 +83,11 @@ def carried_edits(
 
 
 def engine_options(
-    config: WiseConfig, layer: str, *, chat_template: str | None = None, record: bool = False,
+    config: WiseConfig,
+    layer: str,
+    *,
+    chat_template: str | None = None,
+    record: bool = False,
     given: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs` with which the plug-in stands beside a layer.

@@ -92,7 +92,9 @@ def _layout_v2(_runner: Any, observer: Followed, _args: tuple[Any, ...], batch: 
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
     rows = [
         StepRow(
-            request=request, start=int(starts[place]), first=int(computed[place]),
+            request=request,
+            start=int(starts[place]),
+            first=int(computed[place]),
             count=int(starts[place + 1] - starts[place]),
         )
         for place, request in enumerate(batch.req_ids)

@@ -34,7 +34,10 @@ class Memories:
     """Loads versions, from a store or from a folder that `save_pretrained` wrote. Used by one thread."""
 
     def __init__(
-        self, options: dict[str, Any], tokenizer_path: str, store: str | None,
+        self,
+        options: dict[str, Any],
+        tokenizer_path: str,
+        store: str | None,
         check: Callable[[Fingerprint | None], None] | None = None,
     ) -> None:
         """check: raises for a base of a store's edits that is not served."""

@@ -116,11 +116,11 @@ def test_settings_do_not_show_a_password() -> None:
 def test_the_token_of_a_run_does_not_go_to_the_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool, as_json: bool
 ) -> None:
-    file, seen = tmp_path / "store.token", []
+    file, seen = tmp_path / "store.8001.token", []
 
     def serve(settings: Settings, show: Any) -> None:
         monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-        show("http://127.0.0.1:1", "hunter2")
+        show("http://127.0.0.1:8001", "hunter2")
         if file.is_file():
             seen.append((file.read_text().strip(), os.stat(file).st_mode & 0o777))
 
@@ -138,12 +138,32 @@ def test_the_token_of_a_run_does_not_go_to_the_log(
 
 
 def test_a_service_that_ends_leaves_the_token_of_a_later_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "store.token"
+    file = tmp_path / "store.8001.token"
 
     def serve(settings: Settings, show: Any) -> None:
-        show("http://127.0.0.1:1", "hunter2")
+        show("http://127.0.0.1:8001", "hunter2")
         file.write_text("hunter3\n")
 
     monkeypatch.setattr(serving, "run", serve)
     assert run("serve", "--store", tmp_path / "store").exit_code == 0
     assert file.read_text() == "hunter3\n"
+
+
+def test_each_of_several_services_on_a_store_has_a_file_for_its_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = dict[str, str]()
+
+    def second(settings: Settings, show: Any) -> None:
+        show("http://[::1]:8002", "hunter3")
+        found.update((file.name, file.read_text().strip()) for file in tmp_path.glob("*.token"))
+
+    def first(settings: Settings, show: Any) -> None:
+        show("http://127.0.0.1:8001", "hunter2")
+        monkeypatch.setattr(serving, "run", second)
+        assert run("serve", "--store", tmp_path / "store").exit_code == 0
+
+    monkeypatch.setattr(serving, "run", first)
+    assert run("serve", "--store", tmp_path / "store").exit_code == 0
+    assert found == {"store.8001.token": "hunter2", "store.8002.token": "hunter3"}
+    assert not [*tmp_path.glob("*.token")]

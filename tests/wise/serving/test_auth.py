@@ -80,6 +80,22 @@ def test_every_route_of_the_schema_but_those_of_probes_wants_a_token(served: Run
     assert open_to_all == {"/health", "/ready"}
 
 
+def test_a_token_is_looked_up_once_for_a_request(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up, known = list[str](), served.service.tokens
+
+    class Counting(Tokens):
+        def holder(self, digest: str) -> Holder | None:
+            looked_up.append(digest)
+            return known.holder(digest)
+
+    monkeypatch.setattr(served.service, "tokens", Counting([]))
+    with served.client("a-reader") as client:
+        for path, status in (("/v1/token", 200), ("/v1/edits", 200), ("/metrics", 403)):
+            assert client.get(path).status_code == status
+            assert looked_up == [token_digest("a-reader")]
+            looked_up.clear()
+
+
 # -- a token of a namespace -------------------------------------------------------------------------
 
 

@@ -11,7 +11,10 @@ import openai
 import pytest
 from serving import NAME, Running, running
 
+from wise.serving import prompts
+from wise.serving.answers import GeneratedAnswer, usage_of
 from wise.serving.schemas_chat import Function, Tool
+from wise.serving.schemas_completions import CompletionRequest
 from wise.serving.tool_calls import ToolCallParser, call_schema
 
 FRANCE = "The capital of France is"
@@ -153,6 +156,27 @@ def test_every_answer_is_within_its_schema(client: openai.OpenAI, temperature: f
     free = client.chat.completions.create(**asked)
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(free.choices[0].message.content or "")
+
+
+def test_a_schema_is_checked_once_for_a_request(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    grammars, checked = served.service.grammars, list[str]()
+    known = grammars.matcher
+
+    def matcher(schema: str) -> Any:
+        checked.append(schema)
+        return known(schema)
+
+    monkeypatch.setattr(grammars, "matcher", matcher)
+    format_ = {"type": "json_schema", "json_schema": {"schema": PERSON}}
+    asked = {"model": NAME, "prompt": [FRANCE, FRANCE, "Spain"], "n": 2, "seed": 7, "response_format": format_}
+    requests = prompts.completion_requests(served.service, CompletionRequest.model_validate(asked))
+    assert [json.loads(schema) for schema in checked] == [PERSON]
+    assert [one.seed for one in requests] == [7, 8] * 3
+    assert all(one.json_schema == checked[0] and one.temperature == 1.0 for one in requests)
+    read = [served.service.encoder.prompt(text) for text in (FRANCE, FRANCE, "Spain")]
+    assert [list(one.prompt) for one in requests[::2]] == [list(one.prompt) for one in requests[1::2]] == read
+    usage = usage_of([GeneratedAnswer(one) for one in requests])
+    assert usage.prompt_tokens == sum(map(len, read)), "answers to one prompt share it"
 
 
 def test_an_answer_is_an_object_or_was_cut_off(client: openai.OpenAI) -> None:

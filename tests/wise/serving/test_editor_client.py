@@ -49,6 +49,34 @@ def client(make: Any) -> Iterator[EditorClient]:
         started.close(0.1)
 
 
+def test_the_time_in_a_state_goes_on_while_nothing_changes() -> None:
+    said, may_say, may_end = list[bytes](), threading.Semaphore(0), threading.Event()
+
+    def make(connection: Connection) -> Worker:
+        def run() -> None:
+            with connection:
+                while may_say.acquire() and not may_end.is_set():
+                    connection.send_bytes(said.pop(0))
+
+        return threading.Thread(target=run, daemon=True)
+
+    def heard(status: bytes, why: str) -> float:
+        """When it came to be in its state, by the client, which has heard this."""
+        said.append(b'{"status": {%s, "why": "%s"}}' % (status, why.encode()))
+        may_say.release()
+        until(lambda: editor.why == why)
+        return editor.since
+
+    with client(make) as editor:
+        begun = heard(b'"state": "waiting"', "one")
+        assert heard(b'"state": "waiting", "stage": ""', "two") == begun, "an editor that asks again is as it was"
+        assert heard(b'"state": "preparing", "stage": "loading the model"', "three") > begun
+        loading = editor.since
+        assert heard(b'"stage": "keys"', "four") > loading, "a stage counts like a state"
+        may_end.set()
+        may_say.release()
+
+
 def test_an_editor_that_reads_nothing_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "COMMAND_TIMEOUT", 0.2)
     silent = Silent()

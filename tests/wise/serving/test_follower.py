@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from serving import running
+import pytest
+from serving import demo_model, running
 from waiting import until
 
+import wise
+from wise.ingest import open_reader
+from wise.memory.store.versions import Snapshot
 from wise.serving.engines import EngineError, MemoryHandle
 from wise.serving.engines.local import LocalEngine
+from wise.serving.follower import Follower
+from wise.serving.metrics import Metrics
 
 
 def test_an_engine_prepares_a_version_before_requests_get_it(tmp_path: Path) -> None:
@@ -29,3 +35,20 @@ def test_an_engine_prepares_a_version_before_requests_get_it(tmp_path: Path) -> 
         service.edit({"prompt": "The capital of France is", "target": "Lyon", "subject": "France"})
         assert prepared == [(0, 0), (1, 0), (1, 0)], "what the engine refuses is tried again"
         until(lambda: follower.current.version == 1)
+
+
+def test_what_happens_while_the_first_version_is_read_is_announced_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes minutes where each edit is asked again in another precision."""
+    with open_reader(str(tmp_path)) as store:
+        read, before = store.read, store.anchor().event
+
+        def slow() -> Snapshot:
+            snapshot = read()
+            store.enqueue([wise.Edit(prompt="The sea is", target="blue")])
+            return snapshot
+
+        monkeypatch.setattr(store, "read", slow)
+        follower = Follower(store, demo_model(wise.WiseConfig(mode="retrieve")), Metrics(), on_version=lambda _: None)
+        assert follower.last_event == before < store.anchor().event

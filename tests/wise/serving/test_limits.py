@@ -296,6 +296,10 @@ def test_settings_come_from_flags_before_the_environment_before_the_file(
         load(None, {"max_queu": 1})
     with pytest.raises(ConfigError, match="max_batch_size=0"):
         load(None, {"max_batch_size": 0})
+    with pytest.raises(ConfigError, match="mode='hybrid2'"):
+        load(None, {"mode": "hybrid2"})
+    with pytest.raises(ConfigError, match="require='none_listed'"):
+        load(None, {"require": "none_listed"})
     with pytest.raises(ConfigError, match="TOML"):
         load(tmp_path / "none.toml", {})
 

@@ -94,6 +94,30 @@ def test_nothing_is_left_that_would_write_to_a_closed_stream(capfd: pytest.Captu
     assert "Logging error" in capfd.readouterr().err  # negative control
 
 
+class Full(io.StringIO):
+    """A file on a disk that is full for a while."""
+
+    full = True
+
+    def write(self, text: str) -> int:
+        if self.full:
+            raise OSError(28, "No space left on device")
+        return super().write(text)
+
+
+def test_a_log_that_cannot_be_written_fails_nobody_and_goes_on_later() -> None:
+    stderr = Full()
+    with logging_to(stderr, "info"):
+        logging.getLogger("wise").info("lost")
+        print("lost too", file=sys.stderr)
+        stderr.full = False
+        logging.getLogger("wise").info("one of %d", "no number")  # negative control: what can be written is told
+        logging.getLogger("wise").info("there is room again")
+    told = [line["message"] for line in lines(stderr)]
+    assert told[-1] == "there is room again" and "lost" not in told
+    assert told[0] == "--- Logging error ---" and any("one of %d" in line for line in told)
+
+
 @pytest.mark.parametrize("level", ["info", "error"])
 def test_an_audit_goes_to_its_own_file_whatever_is_logged(level: str, tmp_path: Path) -> None:
     stderr, before = io.StringIO(), audit_log.level

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from serving import NAME, PATIENCE, Running, running
 from stores import statuses
 from waiting import until
 
+from wise.errors import StoreError
 from wise.memory.store.store import ENDED
 from wise.serving import editor as module
 from wise.serving.editor import LOST
 from wise.serving.editor_client import READY, WAITING
+from wise.serving.editor_process import EditorEnd
 
 FRANCE = "The capital of France is"
 LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
@@ -107,3 +111,31 @@ def test_an_editor_whose_lock_was_replaced_opens_the_store_again(tmp_path: Path)
         until(lambda: served.service.editor.state != READY)
         served.edit(LYON | {"target": "Nice"})
         assert said(served) == " Nice." and served.service.store.check().problems == ()
+
+
+def test_why_a_store_cannot_be_asked_is_told_once_and_not_with_each_attempt(caplog: pytest.LogCaptureFixture) -> None:
+    own, others = Pipe()
+    asked, ended = list[int](), threading.Event()
+    reasons = {3: "it is full", 5: ""}
+
+    class Asked:
+        """Its store fails for two reasons, works once, and fails again."""
+
+        lost = False
+
+        def attend(self) -> None:
+            asked.append(len(asked))
+            if reason := reasons.get(asked[-1], "the disk is gone"):
+                raise StoreError(reason)
+
+        def leave(self) -> None:
+            """It trains nothing."""
+
+    with caplog.at_level(logging.ERROR), own, others:
+        end: Any = EditorEnd(others, ended.set)
+        end.editor = Asked()
+        until(lambda: len(asked) > 7)
+        own.close()
+        assert ended.wait(PATIENCE)
+    told = [message.rpartition(": ")[2] for message in caplog.messages]
+    assert told == ["the disk is gone", "it is full", "the disk is gone", "the disk is gone"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import openai
 import pytest
 from serving import NAME, Running, running
+
+from wise.serving.engines.local import Runner
 
 FRANCE = "The capital of France is"
 
@@ -51,6 +54,29 @@ def test_a_stream_ends_with_usage_where_that_is_asked_for(client: openai.OpenAI)
     assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens > 1
     with pytest.raises(openai.BadRequestError, match="stream_options: goes with stream=true"):
         client.completions.create(model=NAME, prompt=FRANCE, stream_options=options)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": FRANCE}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": FRANCE}]}),
+        ("/v1/responses", {"input": FRANCE}),
+    ],
+)
+def test_a_stream_whose_model_fails_ends_with_the_reason(
+    served: Running, monkeypatch: pytest.MonkeyPatch, path: str, body: dict[str, Any]
+) -> None:
+    def broken(self: Runner, *_: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Runner, "run", broken)
+    with served.client("reader") as client:
+        told = client.post(path, json=body | {"model": NAME, "stream": True})
+    assert told.status_code == 200
+    *_, kind, data = [line for line in told.text.splitlines() if line]
+    assert kind == "event: error"
+    assert "the model failed on this request" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
 def test_a_chat(client: openai.OpenAI) -> None:

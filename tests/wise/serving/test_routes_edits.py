@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,9 +15,10 @@ from serving import NAME, Running, hold, running
 from waiting import until
 
 import wise
+from wise.errors import StoreError
 from wise.memory.state import MemoryState
 from wise.memory.store.store import Store
-from wise.serving import prompts
+from wise.serving import prompts, routes_edits
 from wise.training.trainer import Trainer
 
 FRANCE = "The capital of France is"
@@ -292,6 +294,44 @@ def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
     with served.client("reader") as client:
         old = client.get("/v1/events", params={"since": 2, "follow": False}).text
     assert [line for line in old.splitlines() if line.startswith("id:")] == ["id: 3", "id: 4"]
+
+
+def test_edits_are_checked_beside_the_event_loop(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their texts are tokenized, which may take long."""
+    check, in_the_loop = routes_edits.check_size, list[bool]()
+
+    def checked(*given: Any) -> None:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            in_the_loop.append(False)
+        else:
+            in_the_loop.append(True)
+        check(*given)
+
+    monkeypatch.setattr(routes_edits, "check_size", checked)
+    with served.client("editor") as client:
+        [live] = served.edit(LYON)
+        assert client.put(f"/v1/edits/{live['id']}", json={"target": "Nice"}).status_code == 202
+    assert in_the_loop == [False, False]
+
+
+def test_a_stream_of_events_that_cannot_go_on_says_why(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    served.edit(LYON)
+    journal = served.service.store.journal
+    read = journal.events
+
+    def fails(**given: Any) -> Any:
+        if "limit" in given:  # the follower, which reads without one, goes on
+            raise StoreError("the disk is gone")
+        return read(**given)
+
+    monkeypatch.setattr(journal, "events", fails)
+    with served.client("reader") as client:
+        told = client.get("/v1/events", params={"since": 0, "follow": False})
+    assert told.status_code == 200
+    _, kind, data = [line for line in told.text.splitlines() if line]
+    assert kind == "event: error" and "the disk is gone" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
 def test_a_restart_finds_every_acknowledged_edit(tmp_path: Path) -> None:

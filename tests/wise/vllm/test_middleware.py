@@ -39,6 +39,8 @@ LAYER = "model.layers.1.mlp.down_proj"
 class FakeStore:
     """Its second version is without the first edit."""
 
+    namespaces: tuple[str, ...] = ("default",)
+
     def __init__(self) -> None:
         self.version, self.closed, self.read_count = 1, False, 0
         self.journal = SimpleNamespace(version=lambda: SimpleNamespace(number=self.version))
@@ -48,7 +50,8 @@ class FakeStore:
         if version == 13:
             raise wise.StoreError("segment 13 is damaged")
         state = STATE if version == 1 else STATE.without([EDITS[0].id])
-        return {(version, "default"): ServedMemory(state=state, router=answer_router(state))}
+        memory = ServedMemory(state=state, router=answer_router(state))
+        return {(version, name): memory for name in self.namespaces}
 
     def close(self) -> None:
         self.closed = True
@@ -317,3 +320,11 @@ def test_a_base_of_another_name_is_warned_about(
     for base.name, told in (("base", ""), ("tuned", "made on 'tuned' and vLLM serves 'base'")):
         EditedClient.open(llm, "somewhere")
         assert told in caplog.text and bool(told) == bool(caplog.text)
+
+
+@pytest.mark.parametrize("sent", ["\u00e9quipe".encode(), "e\u0301quipe".encode(), b"\xe9quipe"])
+def test_a_namespace_of_any_letters_is_reached(llm: FakeLLM, store: FakeStore, sent: bytes) -> None:
+    store.namespaces = ("default", "\u00e9quipe")
+    with TestClient(server(llm)) as client:
+        answer = ask(client, ASKED, headers={b"X-Wise-Namespace": sent})
+    assert answer["wise"]["namespace"] == "\u00e9quipe" and answer["wise"]["edits"][0]

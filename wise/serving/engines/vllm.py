@@ -194,8 +194,8 @@ class VllmEngine:
         self._llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**self._options))
         store = self._settings.store
         place = store if "://" in store else os.path.abspath(store)
-        for rank, told in enumerate(await attach(self._llm, place)):
-            logger.info("vLLM's worker %d serves edits", rank, extra={"fields": told})
+        for rank, worker in enumerate(await attach(self._llm, place)):
+            logger.info("vLLM's worker %d serves edits", rank, extra={"fields": worker})
 
     def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
         """From another thread. Raises EngineError with what went wrong."""
