@@ -235,8 +235,12 @@ class SqliteBackend(Backend):
         return verified_blob(data, digest, self.place)
 
     def sizes(self) -> dict[str, int]:
+        found = {}
         with self._store_errors("could not be read"):
-            return {file.name: file.stat().st_size for file in self._blobs.iterdir()}
+            for file in self._blobs.iterdir():
+                with suppress(FileNotFoundError):  # the writer removes and renames files meanwhile
+                    found[file.name] = file.stat().st_size
+        return found
 
     def remove(self, digests: Iterable[str]) -> None:
         with self._store_errors("could not be tidied up"):
