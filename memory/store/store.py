@@ -31,7 +31,7 @@ from wise.errors import ConflictError, EditError, StoreError, checked_text
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.anchor import Anchor, head
-from wise.memory.store.backends.base import Backend
+from wise.memory.store.backends.base import Backend, closed_on_error
 from wise.memory.store.backends.postgres import PostgresBackend
 from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.backup import copy_store
@@ -74,9 +74,11 @@ class Store:
         self.commands = CommandQueue(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
-        training = self.journal.tickets(status=TRAINING) if backend.writer else ()
-        if readable := [ticket for ticket in training if not ticket.problem]:
-            self.requeue(readable, why=cut_off)
+        if backend.writer:
+            with closed_on_error(backend):
+                interrupted = [ticket for ticket in self.journal.tickets(status=TRAINING) if not ticket.problem]
+                if interrupted:
+                    self.requeue(interrupted, why=cut_off)
 
     @classmethod
     def open(cls, place: str | PathLike[str], *, writer: bool = True, cut_off: str = ENDED) -> Self:

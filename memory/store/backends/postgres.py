@@ -18,7 +18,15 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, MissingError, StoreError
-from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, lost_blob, verified_blob
+from wise.memory.store.backends.base import (
+    Backend,
+    Execute,
+    Scan,
+    closed_on_error,
+    digest_of,
+    lost_blob,
+    verified_blob,
+)
 from wise.memory.store.backends.migrations import all_statements, opening
 from wise.memory.store.failpoints import reach
 from wise.safe_text import redacted
@@ -70,7 +78,8 @@ class PostgresBackend(Backend):
             elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
                 raise MissingError(f"{self.place} holds no store; open it once as its writer")
         if writer:
-            self._end_sampling()
+            with closed_on_error(self):
+                self._end_sampling()
 
     def _connect(self) -> psycopg.Connection[Any]:
         import psycopg
