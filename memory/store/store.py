@@ -81,18 +81,22 @@ class Store:
                     self.requeue(interrupted, why=cut_off)
 
     @classmethod
-    def open(cls, place: str | PathLike[str], *, writer: bool = True, cut_off: str = ENDED) -> Self:
-        """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
+    def open(
+        cls, place: str | PathLike[str], *, writer: bool = True, create: bool = True, cut_off: str = ENDED
+    ) -> Self:
+        """Opens the store in a folder, or at a `postgresql://` URL.
 
         writer: be the one process that trains, commits and collects. Others may read and enqueue edits.
+        create: whether the writer makes a store where there is none.
         cut_off: why what is in training now is queued again.
 
-        Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
+        Raises MissingError where there is no store and none is made, StoreError where another process is the writer, or
+        what is there is no store of ours that this release reads.
         """
         text = fspath(place)
         if text.startswith(("postgresql://", "postgres://")):
-            return cls(PostgresBackend(text, writer=writer), cut_off)
-        return cls(SqliteBackend(Path(text).absolute(), writer=writer), cut_off)
+            return cls(PostgresBackend(text, writer=writer, create=create), cut_off)
+        return cls(SqliteBackend(Path(text).absolute(), writer=writer, create=create), cut_off)
 
     def close(self) -> None:
         """Releases its locks; what was enqueued or committed is durable without it."""

@@ -54,8 +54,8 @@ PATIENCE = 2.0
 
 
 class PostgresBackend(Backend):
-    def __init__(self, url: str, *, writer: bool) -> None:
-        """Makes the tables where there are none and `writer` is set.
+    def __init__(self, url: str, *, writer: bool, create: bool = True) -> None:
+        """Makes the tables where there are none and both `writer` and `create` are set.
 
         Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;
         ConfigError where psycopg is not installed.
@@ -73,10 +73,11 @@ class PostgresBackend(Backend):
             self._connection = self._connect()
             info = self._connection.info
             self.place = f"the database {info.dbname} at {info.host}:{info.port}"
+            may_create = writer and create
+            if not may_create and not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
+                raise MissingError(f"{self.place} holds no store; open it once as its writer")
             if writer:
                 self._claim()
-            elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
-                raise MissingError(f"{self.place} holds no store; open it once as its writer")
         if writer:
             with closed_on_error(self):
                 self._end_sampling()
