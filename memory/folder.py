@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -45,6 +46,27 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+@contextmanager
+def made_once(folder: Path) -> Iterator[Path]:
+    """Yields an empty folder to write into; when the block ends, it stands at `folder`. Where another process has put
+    its own there meanwhile, that one stays, since it may be in use, and the new one is removed."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(NEW.format(name=folder.name, token=secrets.token_hex(4)))
+    new.mkdir()
+    try:
+        yield new
+        for file in (*new.iterdir(), new):
+            synced(file)
+        try:
+            os.rename(new, folder)
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        synced(folder.parent)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
 
 
 @contextmanager

@@ -523,13 +523,13 @@ class WiseModel(nn.Module):
 
         Raises ArtifactError where its keys were made by another relation reader.
         """
-        self._source = base.name, base.revision
         if self.inputs is not None and state.edits and state.key_space != self.inputs.reader.key_space:
             found = getattr(state.key_space, "reader", "none")
             raise ArtifactError(
                 f"the keys of this memory were made by the relation reader {found!r} and this model has "
                 f"{self.inputs.reader.name!r}: wrap with that reader, or make the edits anew"
             )
+        self._source = base.name, base.revision
         self._serve(state, self._watch.state())
 
     def _assembled(self, state: MemoryState) -> Any:

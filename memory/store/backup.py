@@ -28,8 +28,8 @@ TRIES = 10
 def copy_store(backend: Backend, target: Path, progress: Progress) -> Findings:
     """Copies a store that is open into `target`, which must not be there or be empty. Returns what a check found of it.
 
-    Raises StoreError, with no target made, where the store is not in a folder, the target holds anything, or what would
-    be copied is not whole; ArtifactError where the target is a file.
+    Raises StoreError, with no target made, where the store is not in a folder, the target holds anything, what would be
+    copied is not whole, or the disk does not take it; ArtifactError where the target is a file.
     """
     if not isinstance(backend, SqliteBackend):
         raise StoreError(
@@ -39,19 +39,26 @@ def copy_store(backend: Backend, target: Path, progress: Progress) -> Findings:
         )
     if target.is_dir() and any(target.iterdir()):
         raise StoreError(f"{target} is there already and is not overwritten; give the name of a new folder")
-    with replaced_folder(target, ours=()) as new:
-        new.chmod(0o700)
-        (new / BLOBS).mkdir(mode=0o700)
-        (new / BLOBS).chmod(0o700)
-        _copy(backend, new, progress)
-        with closing(SqliteBackend(new, writer=False)) as copy:
-            findings, whole = check(copy, progress=progress)
-        if findings.problems:
-            raise StoreError(
-                f"{backend.place} is not whole, and nothing was copied: {findings.problems[0]} "
-                f"({len(findings.problems)} problems; `wise store check` names all)"
-            )
-        write_checked(new / FILE, whole)
+    try:
+        with replaced_folder(target, ours=()) as new:
+            return _checked_copy(backend, new, progress)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"{target}: nothing was copied: {error}; see to the disk, then try again") from error
+
+
+def _checked_copy(backend: SqliteBackend, new: Path, progress: Progress) -> Findings:
+    new.chmod(0o700)
+    (new / BLOBS).mkdir(mode=0o700)
+    (new / BLOBS).chmod(0o700)
+    _copy(backend, new, progress)
+    with closing(SqliteBackend(new, writer=False)) as copy:
+        findings, whole = check(copy, progress=progress)
+    if findings.problems:
+        raise StoreError(
+            f"{backend.place} is not whole, and nothing was copied: {findings.problems[0]} "
+            f"({len(findings.problems)} problems; `wise store check` names all)"
+        )
+    write_checked(new / FILE, whole)
     return findings
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from datetime import datetime
+from threading import RLock
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +24,11 @@ class Clock:
     """What one process knows of the clock."""
 
     def __init__(self) -> None:
-        self._seen: tuple[datetime, float] | None = None
+        self.seen: tuple[datetime, float] | None = None
+        """The clock and the second clock when they were last looked at. Whoever looked and did not record what was
+        noticed puts back what stood here, so that it is noticed again."""
+        self.lock = RLock()
+        """Held from a look until what was noticed is recorded."""
 
     def look(self, at: str, last: str) -> tuple[str, int | None]:
         """The time to record and the seconds by which the clock was set, or None if it was not.
@@ -32,9 +37,9 @@ class Clock:
         """
         wall, counted = datetime.fromisoformat(at), time.clock_gettime(_COUNTING)
         jump = 0.0
-        if self._seen is not None:
-            jump = (wall - self._seen[0]).total_seconds() - (counted - self._seen[1])
-        self._seen = wall, counted
+        if self.seen is not None:
+            jump = (wall - self.seen[0]).total_seconds() - (counted - self.seen[1])
+        self.seen = wall, counted
         behind = _seconds_before(wall, last)
         if behind > TOLERANCE:
             jump = -behind

@@ -20,6 +20,7 @@ class GcReport:
     blobs: int
     """Files removed."""
     bytes: int
+    """Of these files."""
 
 
 def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
@@ -29,6 +30,7 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
     versions = [version for version in journal.versions() if not version.collected]
     kept = {version.manifest for version in versions[-keep:]}
     needed = _needed(backend, kept)
+    sizes = backend.sizes()
     gone: list[Version] = []
     pinned: list[Version] = []
     old = [version for version in versions[:-keep] if version.manifest not in kept]
@@ -44,13 +46,12 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
             reach("version-collected")
             backend.remove([manifest])  # while nobody can hold it
         gone += own
-    sizes = backend.sizes()
-    unneeded = sorted(set(sizes) - needed)
+    unneeded = sorted(set(sizes) - needed)  # the manifests that are gone already among them
     backend.remove(unneeded)
     return GcReport(
         versions=tuple(version.number for version in gone),
         pinned=tuple(version.number for version in pinned),
-        blobs=len(unneeded) + len({version.manifest for version in gone}),
+        blobs=len(unneeded),
         bytes=sum(sizes[digest] for digest in unneeded),
     )
 

@@ -165,7 +165,7 @@ class Journal:
 
     def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
         check_unique([request.edit for request in requests])
-        with self._backend.transaction() as execute:
+        with self._writing() as (execute, events):
             if key is not None:
                 if execute("SELECT number FROM tickets WHERE key = ?", erased_key(key)):
                     raise EditError(f"key {key!r} was used for edits that were erased since; use another key")
@@ -174,7 +174,6 @@ class Journal:
                         return tuple(earlier)
                     first = earlier[0].number
                     raise EditError(f"key {key!r} was used for other edits, from ticket {first} on; use another key")
-            events = EventWriter(execute, self._clock)
             return tuple(self._accept(execute, events, request, key) for request in requests)
 
     def _accept(self, execute: Execute, events: EventWriter, request: EditRequest, key: str | None) -> Ticket:
@@ -268,8 +267,17 @@ class Journal:
 
     @contextmanager
     def _writing(self) -> Iterator[tuple[Execute, EventWriter]]:
-        with self._backend.transaction() as execute:
-            yield execute, EventWriter(execute, self._clock)
+        """A transaction that adds events. A jump of the clock that no event of it says in the end is noticed again."""
+        with self._clock.lock:
+            seen, recorded = self._clock.seen, False
+            try:
+                with self._backend.transaction() as execute:
+                    events = EventWriter(execute, self._clock)
+                    yield execute, events
+                recorded = events.jumped is None
+            finally:
+                if not recorded:
+                    self._clock.seen = seen
 
     def _look_for_time_over(self, moves: Sequence[Move]) -> None:
         self._time_was_over |= any(move.detail == EXPIRED for move in moves)

@@ -156,11 +156,13 @@ def merged(snapshot: Snapshot, pack: Pack) -> MemoryState:
 
     Raises StoreError where they were not made on the same base with the same settings and router, or share slots.
     """
-    if snapshot.config is None or not snapshot.state.edits:
+    if snapshot.base is not None and snapshot.base != pack.base:
+        raise StoreError("the pack was made on another base; import it into a store of its own")
+    if not snapshot.state.edits:
         return pack.state
     mine, theirs = snapshot.state, pack.state
-    if snapshot.base != pack.base or snapshot.config != pack.config:
-        raise StoreError("the pack was made on another base or with other settings; import it into a store of its own")
+    if snapshot.config != pack.config:
+        raise StoreError("the pack was made with other settings; import it into a store of its own")
     if any(slot.shared for slot in (*mine.slots, *theirs.slots)):
         raise StoreError("slots are shared in this mode and cannot be put together; import into a store of its own")
     if _digest(mine.key_space) != _digest(theirs.key_space):

@@ -31,7 +31,7 @@ from wise.errors import ConflictError, EditError, StoreError, checked_text
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.anchor import Anchor, head
-from wise.memory.store.backends.base import Backend
+from wise.memory.store.backends.base import Backend, closed_on_error
 from wise.memory.store.backends.postgres import PostgresBackend
 from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.backup import copy_store
@@ -74,23 +74,29 @@ class Store:
         self.commands = CommandQueue(backend)
         self._latest = Snapshot(version=0)
         self._writing = RLock()
-        training = self.journal.tickets(status=TRAINING) if backend.writer else ()
-        if readable := [ticket for ticket in training if not ticket.problem]:
-            self.requeue(readable, why=cut_off)
+        if backend.writer:
+            with closed_on_error(backend):
+                interrupted = [ticket for ticket in self.journal.tickets(status=TRAINING) if not ticket.problem]
+                if interrupted:
+                    self.requeue(interrupted, why=cut_off)
 
     @classmethod
-    def open(cls, place: str | PathLike[str], *, writer: bool = True, cut_off: str = ENDED) -> Self:
-        """Opens the store in a folder, which is made where there is none, or at a `postgresql://` URL.
+    def open(
+        cls, place: str | PathLike[str], *, writer: bool = True, create: bool = True, cut_off: str = ENDED
+    ) -> Self:
+        """Opens the store in a folder, or at a `postgresql://` URL.
 
         writer: be the one process that trains, commits and collects. Others may read and enqueue edits.
+        create: whether the writer makes a store where there is none.
         cut_off: why what is in training now is queued again.
 
-        Raises StoreError where another process is the writer, or there is no store of ours that this release reads.
+        Raises MissingError where there is no store and none is made, StoreError where another process is the writer, or
+        what is there is no store of ours that this release reads.
         """
         text = fspath(place)
         if text.startswith(("postgresql://", "postgres://")):
-            return cls(PostgresBackend(text, writer=writer), cut_off)
-        return cls(SqliteBackend(Path(text).absolute(), writer=writer), cut_off)
+            return cls(PostgresBackend(text, writer=writer, create=create), cut_off)
+        return cls(SqliteBackend(Path(text).absolute(), writer=writer, create=create), cut_off)
 
     def close(self) -> None:
         """Releases its locks; what was enqueued or committed is durable without it."""

@@ -12,7 +12,7 @@ import pytest
 
 from wise.errors import ArtifactError
 from wise.memory.artifact import load_memory
-from wise.memory.folder import replaced_folder
+from wise.memory.folder import made_once, replaced_folder
 
 OLD = {"a.json": b"old a", "b.bin": b"old b"}
 WRITTEN = {"a.json": b"new a", "b.bin": b"new b"}
@@ -158,3 +158,14 @@ def test_a_folder_of_the_user_is_never_taken_for_one_that_was_set_aside(folder: 
     write(folder)
     assert held(folder) == WRITTEN and all(held(path) == {"a.json": b"mine"} for path in own)
     assert not left.exists()
+
+
+def test_of_two_that_make_one_folder_at_once_the_first_stays_and_nothing_else_is_left(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "made"
+    with made_once(folder) as first, made_once(folder) as second:
+        (first / "a.json").write_bytes(b"first")
+        (second / "a.json").write_bytes(b"second")
+    assert held(folder) == {"a.json": b"second"}, "the inner block ended first"
+    with pytest.raises(OSError, match="full"), made_once(tmp_path / "none"):
+        raise OSError("full")
+    assert [*folder.parent.iterdir()] == [folder] and [*tmp_path.iterdir()] == [folder.parent]

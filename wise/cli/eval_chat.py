@@ -152,10 +152,10 @@ def eval_chat(
         show_json(whole)
 
 
-def _show(title: str, told: Mapping[str, Any]) -> None:
+def _show(title: str, figures: Mapping[str, Any]) -> None:
     rows = [
         (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
-        for name, share in told["measures"].items()
+        for name, share in figures["measures"].items()
     ]
     show_table(title, ("measure", "right", "asked", "95 %"), rows)
 

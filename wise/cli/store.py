@@ -43,11 +43,7 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
     """A store that exists: where a name was mistyped, no new one is made."""
     from wise.memory.store.store import Store
 
-    with Store.open(place, writer=False) as store:
-        if not writer:
-            yield store
-            return
-    with Store.open(place) as store:
+    with Store.open(place, writer=writer, create=False) as store:
         yield store
 
 

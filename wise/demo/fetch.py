@@ -19,7 +19,7 @@ from huggingface_hub import HfApi, try_to_load_from_cache
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from wise.errors import ConfigError
-from wise.memory.folder import replaced_folder
+from wise.memory.folder import made_once
 from wise.training.cache import cache_folder
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,6 @@ def _from_package(folder: Path) -> None:
         model = LlamaForCausalLM(config)
         model.load_state_dict(read.state_dict())
         model.generation_config = read.generation_config
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replaced_folder(folder, ours=()) as new:
+        with made_once(folder) as new:
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)

@@ -18,7 +18,7 @@ from wise.probes import ASKS_THE_EDIT, Probe, Query
 JsonRow = Mapping[str, Any]
 """One record as its file has it."""
 Note = Callable[[str], object]
-"""Is told in one sentence of every defect that was stepped over."""
+"""Called with a sentence about each defect that was stepped over."""
 
 _LIST_DASH = re.compile(r"^-\s*(?=[^\W\d_])")
 """Some zsRE rephrasings were cut out of a list and kept its dash."""

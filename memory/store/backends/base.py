@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from wise.errors import StoreError
@@ -78,6 +78,16 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Releases all locks."""
+
+
+@contextmanager
+def closed_on_error(backend: Backend) -> Iterator[None]:
+    """Closes the backend if the block raises: whoever could not open a store keeps none of its locks."""
+    try:
+        yield
+    except BaseException:
+        backend.close()
+        raise
 
 
 def digest_of(data: bytes) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from wise.errors import StoreError
-from wise.memory.store.backends.base import Backend
+from wise.memory.store.backends.base import Backend, closed_on_error
 
 _STEPS_TAKEN = "CREATE TABLE IF NOT EXISTS migrations (number BIGINT PRIMARY KEY, name TEXT NOT NULL)"
 
@@ -67,7 +67,7 @@ def all_statements() -> list[str]:
 def opening(backend: Backend) -> Iterator[None]:
     """The block connects. Then a writer takes the steps that are left, each in a transaction of its own. What goes
     wrong closes it again. Raises StoreError where the schema is not ours, or not today's."""
-    try:
+    with closed_on_error(backend):
         yield
         if backend.writer:
             _migrate(backend)
@@ -75,9 +75,6 @@ def opening(backend: Backend) -> Iterator[None]:
         if found != len(MIGRATIONS):
             needed = f"this release needs {len(MIGRATIONS)}; open it once as its writer"
             raise StoreError(f"{backend.place} has schema {found} and {needed}")
-    except BaseException:
-        backend.close()
-        raise
 
 
 def _migrate(backend: Backend) -> None:

@@ -18,7 +18,15 @@ from threading import RLock
 from typing import TYPE_CHECKING, Any
 
 from wise.errors import ConfigError, MissingError, StoreError
-from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, lost_blob, verified_blob
+from wise.memory.store.backends.base import (
+    Backend,
+    Execute,
+    Scan,
+    closed_on_error,
+    digest_of,
+    lost_blob,
+    verified_blob,
+)
 from wise.memory.store.backends.migrations import all_statements, opening
 from wise.memory.store.failpoints import reach
 from wise.safe_text import redacted
@@ -46,8 +54,8 @@ PATIENCE = 2.0
 
 
 class PostgresBackend(Backend):
-    def __init__(self, url: str, *, writer: bool) -> None:
-        """Makes the tables where there are none and `writer` is set.
+    def __init__(self, url: str, *, writer: bool, create: bool = True) -> None:
+        """Makes the tables where there are none and both `writer` and `create` are set.
 
         Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;
         ConfigError where psycopg is not installed.
@@ -65,12 +73,14 @@ class PostgresBackend(Backend):
             self._connection = self._connect()
             info = self._connection.info
             self.place = f"the database {info.dbname} at {info.host}:{info.port}"
+            may_create = writer and create
+            if not may_create and not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
+                raise MissingError(f"{self.place} holds no store; open it once as its writer")
             if writer:
                 self._claim()
-            elif not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
-                raise MissingError(f"{self.place} holds no store; open it once as its writer")
         if writer:
-            self._end_sampling()
+            with closed_on_error(self):
+                self._end_sampling()
 
     def _connect(self) -> psycopg.Connection[Any]:
         import psycopg

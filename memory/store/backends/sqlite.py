@@ -43,13 +43,14 @@ PATIENCE = 10.0
 
 
 class SqliteBackend(Backend):
-    def __init__(self, folder: Path, *, writer: bool) -> None:
-        """Makes the store where there is none and `writer` is set.
+    def __init__(self, folder: Path, *, writer: bool, create: bool = True) -> None:
+        """Makes the store where there is none and both `writer` and `create` are set.
 
         Raises StoreError where another process is its writer, there is no store, or the folder holds something else.
         """
         self.place, self.writer = str(folder), writer
         self._folder, self._blobs = folder, folder / BLOBS
+        self._may_create = writer and create
         self._guard = RLock()
         self._holds = SharedLocks()
         self._writer_handle: int | None = None
@@ -65,7 +66,7 @@ class SqliteBackend(Backend):
         if self._folder.exists() and not self._folder.is_dir():
             raise StoreError(f"{self.place} is a file; give the folder of a store")
         found = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
-        if not found & {LOCK_FILE, JOURNAL_FILE} and (found or not self.writer):
+        if not found & {LOCK_FILE, JOURNAL_FILE} and (found or not self._may_create):
             what = f"holds {', '.join(sorted(found)[:4])}" if found else "holds nothing"
             kind = StoreError if found else MissingError
             raise kind(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
@@ -90,7 +91,7 @@ class SqliteBackend(Backend):
 
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE
-        if not self.writer and not file.is_file():
+        if not self._may_create and not file.is_file():
             begun = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
             kind = MissingError if begun else StoreError
             raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
@@ -235,8 +236,12 @@ class SqliteBackend(Backend):
         return verified_blob(data, digest, self.place)
 
     def sizes(self) -> dict[str, int]:
+        found = {}
         with self._store_errors("could not be read"):
-            return {file.name: file.stat().st_size for file in self._blobs.iterdir()}
+            for file in self._blobs.iterdir():
+                with suppress(FileNotFoundError):  # the writer removes and renames files meanwhile
+                    found[file.name] = file.stat().st_size
+        return found
 
     def remove(self, digests: Iterable[str]) -> None:
         with self._store_errors("could not be tidied up"):

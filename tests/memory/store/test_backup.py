@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import sqlite3
@@ -15,6 +16,7 @@ from stores import digest, edits, end, learn, new_folder, statuses, waiting, wri
 from waiting import until
 
 from wise.errors import ArtifactError, StoreError
+from wise.memory.store import backup as backup_module
 from wise.memory.store.backends import sqlite as backend_module
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.store import Store
@@ -65,6 +67,20 @@ def test_nothing_is_left_in_a_backup_of_commands_that_are_not_in_it(
         store.backup(parent / "backup")
     said = [b"known to nobody" in (parent / name / "journal.sqlite3").read_bytes() for name in ("store", "backup")]
     assert said == [True, False]
+
+
+def test_a_disk_that_does_not_take_the_copy_is_said_and_nothing_is_left(
+    parent: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Store.open(parent / "store") as store:
+        learn(store, edits(1))
+        monkeypatch.setattr(backup_module, "write_private", full)
+        with pytest.raises(StoreError, match="nothing was copied: .*No space left on device; see to the disk"):
+            store.backup(parent / "backup")
+    assert [file.name for file in parent.iterdir()] == ["store"]
 
 
 def test_nothing_is_overwritten(parent: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from stores import edit, learn, new_folder, statuses
 
+from wise.errors import StoreError
+from wise.memory.store import failpoints
 from wise.memory.store import journal as journal_module
 from wise.memory.store.clock import Clock
 from wise.memory.store.edit_request import EditRequest
@@ -133,6 +135,24 @@ def test_a_jump_is_noted_once_even_if_nothing_happens(
         ]
         assert json.loads(json.dumps(last.to_dict()))["jumped"] == 172_800
         assert store.check().problems == ()
+
+
+@pytest.mark.parametrize("point", ["transaction-begun", "transaction-filled"])
+def test_a_jump_that_was_noticed_in_a_transaction_that_failed_is_noted_in_the_next(
+    folder: Path, set_clock: Set, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    with Store.open(folder) as store:
+        learn(store, [edit(1)])
+        set_clock("2030-01-03")
+        failpoints.passages.clear()
+        monkeypatch.setenv(failpoints.VARIABLE, f"{point}:ENOSPC:1")
+        with pytest.raises(StoreError, match="nothing was changed"):
+            store.claim()
+        monkeypatch.delenv(failpoints.VARIABLE)
+        store.delete([])  # adds no event that could say it
+        store.claim()
+        store.claim()
+        assert [event.jumped for event in store.log() if event.jumped] == [2 * 86_400]
 
 
 def test_clocks_that_differ_a_little_or_stand_still_are_no_jump() -> None:

@@ -223,6 +223,33 @@ def test_an_error_of_the_disk_anywhere_changes_nothing_and_can_be_tried_again(
     assert failures
 
 
+def test_a_store_that_could_not_be_opened_can_be_opened_by_the_same_process(folder: Path) -> None:
+    with Store.open(folder) as store:
+        store.enqueue(edits(1))
+        store.claim()
+    for turn in (1, 2):  # as the tables are looked after, and as interrupted training is queued again
+        with armed("transaction-begun", "ENOSPC", turn), pytest.raises(StoreError, match="No space left"):
+            Store.open(folder)
+    with Store.open(folder) as store:
+        assert statuses(store) == {"e1": "queued"}
+
+
+def test_what_is_removed_while_the_files_are_listed_is_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(folder) as store, Store.open(folder, writer=False) as reader:
+        kept, removed = store.backend.put(b"kept"), store.backend.put(b"removed")
+        listed = Path.iterdir
+
+        def meanwhile(path: Path) -> Iterator[Path]:
+            files = [*listed(path)]
+            store.backend.remove([removed])
+            return iter(files)
+
+        monkeypatch.setattr(Path, "iterdir", meanwhile)
+        assert reader.backend.sizes() == {kept: 4}
+
+
 def test_a_limit_on_the_size_of_files_is_told_and_nothing_is_lost(folder: Path) -> None:
     with Store.open(folder) as store:
         learn(store, edits(*range(30)))

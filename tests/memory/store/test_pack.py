@@ -116,6 +116,16 @@ def test_a_pack_that_does_not_fit_is_refused_and_nothing_is_taken_in(source: Sto
     assert source.log() == before
 
 
+def test_a_pack_of_another_base_is_refused_also_where_no_edit_is_live_and_none_of_its_edits_stays(folder: Path) -> None:
+    save_memory(folder / "pack", config=CONFIG, base=replace(BASE, digest="1" * 64), state=written(edits(8)))
+    with Store.open(folder / "store") as store:
+        learn(store, edits(1))
+        store.delete(["e1"])
+        with pytest.raises(StoreError, match="another base"):
+            store.import_pack(folder / "pack")
+        assert statuses(store) == {"e1": "retired"}
+
+
 def test_tickets_that_were_changed_or_belong_to_another_memory_are_refused(source: Store, folder: Path) -> None:
     source.export_pack(folder / "pack")
     source.export_pack(folder / "other", version=1)

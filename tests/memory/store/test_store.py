@@ -369,8 +369,11 @@ def test_collection_keeps_the_newest_and_what_they_need(store: Store, place: str
         learn(store, edits(number))
     store.rollback(2)
     kept = {number: digest(store.read(number).state) for number in (2, 5, 6, 7)}
+    before = store.backend.sizes()
     found = store.gc(keep=3)
-    assert found.versions == (1, 3, 4) and found.blobs and found.bytes
+    gone = before.keys() - store.backend.sizes().keys()
+    assert found.versions == (1, 3, 4) and gone
+    assert (found.blobs, found.bytes) == (len(gone), sum(before[digest] for digest in gone)), "manifests among them"
     for number, wanted in kept.items():  # 2 is the memory of 7
         assert digest(read_anew(place, number)) == wanted
     with pytest.raises(StoreError, match="version 3 was collected"):

@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 
 import wise
 from wise.cli.app import app
+from wise.memory.store.backends import migrations
+from wise.memory.store.backends.migrations import Migration
 from wise.memory.store.store import Store
 
 
@@ -112,6 +114,16 @@ def test_a_name_that_is_no_store_is_refused_and_makes_none(command: str, tmp_pat
     result = run(name, tmp_path / "typo", *rest)
     assert result.exit_code == 2 and "is no store" in result.stderr and len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_command_that_writes_brings_an_older_journal_up_to_date(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = Migration("later", ("CREATE INDEX tickets_by_reason ON tickets (reason)",))
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, later))
+    assert "open it once as its writer" in run("log", folder).stderr
+    assert told("gc", folder)["versions"] == []
+    assert told("log", folder)["current"] == 2 and told("check", folder)["problems"] == []
 
 
 def test_while_a_writer_works_a_store_can_be_looked_at_and_not_changed(folder: Path) -> None:
