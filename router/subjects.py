@@ -17,8 +17,11 @@ from typing import Generic, TypeVar
 
 from wise.edits import Edit
 
-_WORD = re.compile(r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE)
-"""A word; a character of a script that puts no spaces between words; or symbols, as in `C++`."""
+_WORD = re.compile(
+    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|(?!(?<=['’])s\b)[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE
+)
+"""A word, but not the s of a possessive; a character of a script that puts no spaces between words; or symbols, as in
+`C++`."""
 PLACEHOLDER = "this"
 """Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
 ARTICLES = frozenset({"the", "a", "an"})
@@ -45,8 +48,7 @@ def words(text: str) -> list[Word]:
         folded = _folded(written)
         if folded in _COMMON and written.istitle() and _begins_sentence(text, start):
             written = folded
-        if folded != "s":
-            found.append(Word(folded, written, start, match.end()))
+        found.append(Word(folded, written, start, match.end()))
     return found
 
 
@@ -58,7 +60,7 @@ def beginnings(word: Word) -> Iterator[str]:
 def name_key(name: str) -> tuple[str, ...]:
     """The normalised words of a name, without a leading article."""
     if name.isascii():  # most are, and 100,000 of them are read where a memory is loaded
-        key = tuple(word for word in _WORD.findall(name.lower()) if word != "s")
+        key = tuple(_WORD.findall(name.lower()))
     else:
         key = tuple(word.text for word in words(name))
     return key[1:] if len(key) > 1 and key[0] in ARTICLES else key
@@ -70,7 +72,7 @@ def variants(name: str) -> Iterator[tuple[str, ...]]:
     if not key:
         return
     if len(key) == 1 and key[0] in _COMMON:
-        yield ([word for word in _WORD.findall(name) if _folded(word) != "s"][-1],)
+        yield (_WORD.findall(name)[-1],)
         return
     yield key
     last = key[-1]
@@ -119,15 +121,16 @@ def find_subject(prompt: str) -> str | None:
     for quoted in _QUOTED.finditer(prompt):
         if name_key(quoted.group(1)):
             return quoted.group(1).strip()
+    prompt = _INTERJECTIONS.sub(lambda found: found.group().lower(), prompt)
     for run in _CAPITALS.finditer(prompt):
         text, start = run.group(), run.start()
         if _begins_sentence(prompt, start):
             first, _, rest = text.partition(" ")
-            if first.casefold().rstrip("'’s") in _ORDINARY or first.casefold() in _ORDINARY:
+            if _CONTRACTION.sub("", first.casefold()) in _ORDINARY:
                 text = rest.strip()
                 nested = _CAPITALS.search(text)
                 text = nested.group() if nested else ""
-        text = re.sub(r"['’](?:s|m|re|ve|ll|d)$", "", text).strip(" ,;:-")
+        text = _FULL_STOP.sub("", _CONTRACTION.sub("", text)).strip(" ,;:-")
         if text and text.casefold() not in _ORDINARY:
             return text
     identifier = _IDENTIFIER.search(prompt)
@@ -137,11 +140,7 @@ def find_subject(prompt: str) -> str | None:
 _IDENTIFIER = re.compile(r"(?<![\w-])(?=[\w-]*[^\W\d])(?=[\w-]*\d)[\w-]{3,}")
 """A word with letters and digits, as of a server or a part."""
 _QUOTED = re.compile(r"[\"“«]([^\"”»]{2,80})[\"”»]")
-_CAPITALS = re.compile(
-    r"(?<![\w])(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*[A-Za-zÀ-ž][\w.&+#'’-]*|[A-ZÀ-Þ])"
-    r"(?:\s+(?:(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)\s+){0,2}"
-    r"(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*))*"
-)
+_CONTRACTION = re.compile(r"['’](?:s|m|re|ve|ll|d)$", re.IGNORECASE)
 _ORDINARY = frozenset(
     "what which who whom whose when where why how is are was were do does did can could will would should "
     "may might has have had in on at by for from to of with under over into onto during after before "
@@ -151,6 +150,21 @@ _ORDINARY = frozenset(
 )
 _COMMON = _ORDINARY | frozenset("me us him hers them theirs so up down out off all any some".split())
 """Words that stand in texts about anything."""
+_INTERJECTIONS = re.compile(
+    r"\A(?:\W*(?:thanks(?: a lot)?|thank you|yes|ok|okay|great|cool|perfect|well|sure|right|wow|oh|sorry|so)"
+    r"\s*[.,!;…]+)+",
+    re.IGNORECASE,
+)
+"""What a turn may begin with before its question."""
+_FULL_STOP = re.compile(r"(?<=\w{4})\.$")
+"""Of a sentence, not of an abbreviation."""
+_CAPITALS = re.compile(
+    r"(?<![\w])(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*[A-Za-zÀ-ž][\w.&+#'’-]*|[A-ZÀ-Þ])"
+    rf"(?:(?!(?<=\.)(?<!\b(?:Mr|Dr|St)\.)\s+(?:{'|'.join(sorted(map(str.title, _ORDINARY)))})\b(?!\.))"
+    r"\s+(?:(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)\s+){0,2}"
+    r"(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*))*"
+)
+"""Capitalised words, with small words between them; not across a full stop with a common word behind it."""
 
 
 def _begins_sentence(text: str, start: int) -> bool:

@@ -133,7 +133,9 @@ def rendered(
 
 
 def _templated(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]],
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
     **how: Any,
 ) -> Any:
     given: dict[str, Any] = {"tools": [dict(tool) for tool in tools] or None, "return_dict": False}

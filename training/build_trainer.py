@@ -25,8 +25,13 @@ from wise.training.writers.masked_dense_statistics import measure
 
 
 def build_trainer(
-    model: PreTrainedModel, target_module: TargetModule, encoder: Encoder, config: WiseConfig, *,
-    inputs: RouterInputs | None, state: MemoryState,
+    model: PreTrainedModel,
+    target_module: TargetModule,
+    encoder: Encoder,
+    config: WiseConfig,
+    *,
+    inputs: RouterInputs | None,
+    state: MemoryState,
 ) -> Trainer:
     """Measures the base, whose memory must be out of place, and readies a writer for it.
 

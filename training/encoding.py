@@ -142,10 +142,10 @@ class Encoder:
 
     def target(self, prompt: str, target: str) -> list[int]:
         """Ids that must follow `prompt(prompt)`: the answer and the terminator."""
-        return [*self._answer(prompt, target), *_ending(target, self.terminator)]
+        return [*self.answer_ids(prompt, target), *_ending(target, self.terminator)]
 
-    def _answer(self, prompt: str, target: str) -> list[int]:
-        """The same without the terminator."""
+    def answer_ids(self, prompt: str, target: str) -> list[int]:
+        """The same without what ends it, which is the terminator or, behind a punctuation mark, the end-of-sequence."""
         alone = self._bare(prompt)
         space = joint(prompt, target)
         both = self._bare(f"{prompt}{space}{target}")
@@ -195,7 +195,7 @@ class Encoder:
         unknown = self.tokenizer.unk_token_id
         unknown = None if unknown in self.stops else unknown  # some tokenizers have one token for both
         prompt = self.tokenizer(edit.prompt, add_special_tokens=False)["input_ids"]
-        target = self._answer(edit.prompt, edit.target)
+        target = self.answer_ids(edit.prompt, edit.target)
         for name, text, unusable in (
             ("prompt", edit.prompt, all(i == unknown for i in prompt)),
             ("target", edit.target, not target or unknown in target),

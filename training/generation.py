@@ -56,8 +56,12 @@ def context_length(model: PreTrainedModel) -> int:
 
 @torch.no_grad()
 def greedy(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], *, stops: Collection[int],
-    max_new_tokens: int | Sequence[int], progress: Callable[[int], None] = lambda done: None,
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stops: Collection[int],
+    max_new_tokens: int | Sequence[int],
+    progress: Callable[[int], None] = lambda done: None,
 ) -> list[list[int]]:
     """The greedy continuation of each prompt, up to and including its first stop.
 

@@ -267,9 +267,15 @@ class SplicedModel:
         if self.steps in (WHOLE, ALONE):  # where nothing is passed on, whatever its shape
             hidden = activation[..., :0]
         return Rows(
-            **own, hidden=hidden[:, context:].clone(), hidden_before=hidden[:, :context].clone(),
-            activations=activation[:, context:].clone(), outputs=output[:, context:].clone(),
-            context=activation[:, :context].clone(), keys=(), values=(), states=(),
+            **own,
+            hidden=hidden[:, context:].clone(),
+            hidden_before=hidden[:, :context].clone(),
+            activations=activation[:, context:].clone(),
+            outputs=output[:, context:].clone(),
+            context=activation[:, :context].clone(),
+            keys=(),
+            values=(),
+            states=(),
         )
 
     def _begin(self, cache: DynamicCache, ids: list[int], rows: int) -> list[Tensor]:
@@ -319,8 +325,11 @@ class SplicedModel:
             for length, chosen in zip(lengths, places, strict=True):
                 self._wanted = None
                 own = rows.select(chosen)
-                own = replace(own, before=own.before[:, -length:] if length else own.before[:, :0],
-                              mask=own.mask[:, rows.before.shape[1] - length :])  # fmt: skip
+                own = replace(
+                    own,
+                    before=own.before[:, -length:] if length else own.before[:, :0],
+                    mask=own.mask[:, rows.before.shape[1] - length :],
+                )
                 found.append(self._logits(own, None if added is None else partial(_given, added[chosen])))
         finally:
             self._wanted = wanted

@@ -47,7 +47,12 @@ class Trainer:
     """Of the model."""
 
     def edit(
-        self, state: MemoryState, edits: Sequence[Edit], *, serve: Serve, replacing: bool = False,
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        *,
+        serve: Serve,
+        replacing: bool = False,
         progress: Progress = silent,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
@@ -96,8 +101,12 @@ class Trainer:
         """
         known = {edit.id: edit for edit in edits}
         labels = [list(outcome.holds)[:ASKED_BEFORE] for outcome in outcomes]
-        asked = [p for outcome, own in zip(outcomes, labels, strict=True) if own
-                 for p in self.verifier.prompts(known[outcome.id], own)]  # fmt: skip
+        asked = [
+            p
+            for outcome, own in zip(outcomes, labels, strict=True)
+            if own
+            for p in self.verifier.prompts(known[outcome.id], own)
+        ]
         if not asked:
             return list(outcomes)
         with serve(state) as model:
@@ -159,8 +168,14 @@ class Trainer:
         return final, outcomes, superseded_by_conflict
 
     def _attempt(
-        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress,
-        effort: int = 0, stream: Sequence[Edit] = (),
+        self,
+        state: MemoryState,
+        replaced: Collection[str],
+        fresh: Sequence[Edit],
+        serve: Serve,
+        progress: Progress,
+        effort: int = 0,
+        stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """Writes `fresh` into `state` without `replaced`. Returns the state of the edits that verified, the outcome of
         each edit, and the edits that were superseded in conflicts.
@@ -247,7 +262,10 @@ class Trainer:
             failed |= failed_winners
 
     def _verified(
-        self, state: MemoryState, serve: Serve, fresh: Collection[str] | None = None,
+        self,
+        state: MemoryState,
+        serve: Serve,
+        fresh: Collection[str] | None = None,
         progress: Share = lambda share: None,
     ) -> tuple[MemoryState, dict[str, Verdict]]:
         """`state` without the edits that do not verify, and the verdicts on those that were asked.
@@ -288,8 +306,15 @@ def _second_half(progress: Progress, total: int) -> Share:
 
 def _outcome(edit: Edit, status: str, written: FitResult, verdict: Verdict, seconds: float) -> Outcome:
     return Outcome(
-        id=edit.id, status=status, answer=verdict.answer, holds=verdict.results, said=verdict.said,
-        also_answers=verdict.also_answers, steps=written.steps, loss=written.loss, milliseconds=1000 * seconds,
+        id=edit.id,
+        status=status,
+        answer=verdict.answer,
+        holds=verdict.results,
+        said=verdict.said,
+        also_answers=verdict.also_answers,
+        steps=written.steps,
+        loss=written.loss,
+        milliseconds=1000 * seconds,
         tried=(written.tried,) if written.tried else (),
     )
 

@@ -140,8 +140,12 @@ class WordingVerifier:
         ]
 
     def _ask_others(
-        self, state: MemoryState, edits: Sequence[Edit], serve: Serve,
-        holds: Mapping[str, Mapping[str, dict[str, bool]]], said: Mapping[str, dict[str, str]],
+        self,
+        state: MemoryState,
+        edits: Sequence[Edit],
+        serve: Serve,
+        holds: Mapping[str, Mapping[str, dict[str, bool]]],
+        said: Mapping[str, dict[str, str]],
     ) -> dict[str, list[str]]:
         """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
@@ -155,8 +159,11 @@ class WordingVerifier:
                 listed[LOCALITY.format(place)] = not _asks_for(router.decide(text), own)
             for other in self._about_the_same(state, edit):
                 sisters[SISTER + other] = not _asks_for(router.decide(other), own)
-            opened += [(edit, {}, label) for label, held in (*listed.items(), *sisters.items())
-                       if not held and label not in said[edit.id]]
+            opened += [
+                (edit, {}, label)
+                for label, held in (*listed.items(), *sisters.items())
+                if not held and label not in said[edit.id]
+            ]
             apart, near = self.wordings.sisters(edit)
             opening = [
                 text
@@ -227,8 +234,12 @@ def _asks_for(decision: Decision, slot: int) -> bool:
 
 
 def _generated(
-    encoder: Encoder, state: MemoryState, serve: Serve, prompts: Sequence[Sequence[int]],
-    wanted: Sequence[Sequence[int]], progress: Share = lambda share: None,
+    encoder: Encoder,
+    state: MemoryState,
+    serve: Serve,
+    prompts: Sequence[Sequence[int]],
+    wanted: Sequence[Sequence[int]],
+    progress: Share = lambda share: None,
 ) -> list[list[int]]:
     """The answers with `state` in place, each with room for more than the wanted one."""
     limits, count = [len(ids) + SPARE_TOKENS for ids in wanted], len(prompts)

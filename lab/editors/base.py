@@ -174,6 +174,7 @@ class Baseline(ABC, Generic[S]):
             milliseconds=1000 * seconds,
         )
 
+
 class WholePrompts:
     """Mixed into an editor that looks at whole prompts and not at single tokens. Whoever asks it says which they are.
 

@@ -94,8 +94,12 @@ class FineTuning(WeightEditor[F]):
         names = [name for name, _ in context.model.get_submodule(place.path).named_parameters()]
         super().__init__(context, settings, [f"{place.path}.{name}" for name in names])
 
+    def row(self, edit: Edit) -> TokenRow:
+        """What is trained on of an edit: its prompt, and its target with what ends it."""
+        return self.context.row(edit)
+
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
-        rows = [self.context.row(edit) for edit in edits]
+        rows = [self.row(edit) for edit in edits]
         leaves = {name: weight.detach().float().clone().requires_grad_() for name, weight in self.weights.items()}
         before = {name: leaf.detach().clone() for name, leaf in leaves.items()}
         optimizer = torch.optim.Adam(leaves.values(), lr=self.settings.learning_rate)
@@ -108,7 +112,8 @@ class FineTuning(WeightEditor[F]):
             steps += 1
         self.put(leaves)
         progress(len(edits))
-        return [Applied(steps=steps, loss=loss) for loss in target_losses(self.context, rows)]
+        whole = [self.context.row(edit) for edit in edits]
+        return [Applied(steps=steps, loss=loss) for loss in target_losses(self.context, whole)]
 
     def _pass(
         self,
@@ -151,13 +156,16 @@ class FineTuningM(FineTuning[FineTuningMSettings]):
 class FineTuningL(FineTuning[FineTuningLSettings]):
     Config = FineTuningLSettings
 
+    def row(self, edit: Edit) -> TokenRow:
+        """Without what ends the target."""
+        return self.encoder.prompt(edit.prompt), self.encoder.answer_ids(edit.prompt, edit.target)
+
     def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:
         """Mean negative log-likelihood of all the target's tokens, each at the prompt's last token: `[edits]`."""
         ids, mask, labels = padded_rows([(prompt, target[:1]) for prompt, target in rows], self.context.device)
         last = logits_with(self.model, leaves, ids, mask)[labels != -100]  # one place a row: [edits, vocabulary]
         log_probabilities = last.float().log_softmax(-1)
-        ending = len(self.encoder.terminator)
-        return torch.stack([-log_probabilities[i, target[:-ending]].mean() for i, (_, target) in enumerate(rows)])
+        return torch.stack([-log_probabilities[i, target].mean() for i, (_, target) in enumerate(rows)])
 
 
 def logits_with(

@@ -76,10 +76,7 @@ def _shares_answer(record: Record, neighbour: str) -> bool:
 def _pair(prompter: Prompter, record: Record, measure: str, prompt: str) -> Pair:
     encoder = prompter.encoder
     ids = encoder.prompt(prompt)
-    answers = [
-        encoder.target(prompt, answer)[: -len(encoder.terminator)]
-        for answer in (record.edit.target, record.answer or "")
-    ]
+    answers = [encoder.answer_ids(prompt, answer) for answer in (record.edit.target, record.answer or "")]
     unknown = encoder.tokenizer.unk_token_id
     if any(not answer or (unknown not in encoder.stops and unknown in answer) for answer in answers):
         raise EditError(

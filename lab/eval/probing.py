@@ -160,14 +160,15 @@ def _ids(prompter: Prompter, query: Query) -> _Asked | None:
     encoder = prompter.encoder
     ids = encoder.prompt(query.prompt)
     room = encoder.context - len(ids)
-    whole = {answer: encoder.target(query.prompt, answer) for answer in query.answers}
-    fits = {answer: ids for answer, ids in whole.items() if len(encoder.terminator) < len(ids) <= room}
+    gold = {answer: encoder.answer_ids(query.prompt, answer) for answer in query.answers}
+    lengths = {answer: len(encoder.target(query.prompt, answer)) for answer in query.answers}
+    fits = [answer for answer, answer_ids in gold.items() if answer_ids and lengths[answer] <= room]
     if not ids or not fits:
         return None
     return _Asked(
         ids=ids,
-        limit=min(room, max(map(len, fits.values())) + SPARE_TOKENS),
-        gold=[answer[: -len(encoder.terminator)] for answer in list(fits.values())[:MAX_ANSWERS]],
+        limit=min(room, max(lengths[answer] for answer in fits) + SPARE_TOKENS),
+        gold=[gold[answer] for answer in fits[:MAX_ANSWERS]],
         right=frozenset(normalised(answer) for answer in fits),
     )
 

@@ -194,7 +194,7 @@ def question_of(prompter: Prompter, record: Record, measure: str, prompt: str) -
 
 def _ask_about(prompter: Prompter, questions: Sequence[Question]) -> list[PromptOutcome]:
     encoder = prompter.encoder
-    gold = [question.target[: -len(encoder.terminator)] for question in questions]
+    gold = [encoder.answer_ids(question.prompt, question.record.edit.target) for question in questions]
     best = prompter.best("about", [PromptRow(prompt=q.ids, fed=ids) for q, ids in zip(questions, gold, strict=True)])
     answers = _answers(prompter, "about", questions)
     outcomes = []

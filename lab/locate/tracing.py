@@ -94,7 +94,7 @@ def _find(runner: Runner, encoder: Encoder, fact: Fact) -> Known | str:
         return NO_SUBJECT
     if span[1] == len(ids):
         return ENDS
-    answer = encoder.target(fact.prompt, fact.answer)[: -len(encoder.terminator)]
+    answer = encoder.answer_ids(fact.prompt, fact.answer)
     if not answer:
         return NO_ANSWER
     if len(ids) + len(answer) > encoder.context:

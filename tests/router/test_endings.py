@@ -17,10 +17,12 @@ from wise.router.course import Course
 from wise.router.endings import endings
 from wise.router.subjects import SubjectIndex, words
 
-NAMES = ("Umberto Eco", "O'Brien", "C++", "Sri Lanka", "Škoda", "Rhône", "東京", "Bill & Ted", "the box", "Los Angeles")
+NAMES = ("Umberto Eco", "O'Brien", "C++", "Sri Lanka", "Škoda", "Rhône", "東京", "Bill & Ted", "the box", "Los Angeles",
+         "Simpsons")  # fmt: skip
 TEXTS = (
     "Umberto Eco's books, and Umberto Ecos. ", "Was it O'Brien’s, or O’Brien? ", "He writes C++ in Sri Lanka. ",
     "A SKODA on the rhone; Škodas too. ", "東京 and Bill & Ted. ", "(Los Angeles)\nAngeles of Los Angeles",
+    "Who are the Simpsons?",
 )  # fmt: skip
 
 

@@ -53,6 +53,12 @@ def test_a_name_within_a_longer_one_is_not_named(text: str, found: list[int]) ->
     assert [owner for mention in index.mentions(text) for owner in index.owners(mention)] == found
 
 
+def test_the_s_of_a_possessive_is_no_word_and_any_other_s_is() -> None:
+    index = SubjectIndex([("Tesla Model S", 0), ("Levi’s", 1)])
+    found = index.mentions("Is Levi’s Tesla Model S's price that of the Tesla Model 3?")
+    assert [index.owners(mention)[0] for mention in found] == [1, 0]
+
+
 COMMON = SubjectIndex(
     (name, n) for n, name in enumerate(("It", "the WHO", "US", "The Who", "Her", "It Follows", "her"))
 )
@@ -107,6 +113,13 @@ def test_a_mention_says_where_it_stands() -> None:
         ("How many days are in a fortnight?", None),
         ("what time does the canteen open", None),
         ("I'm asking how long a fortnight is", None),
+        ("Hess was born in", "Hess"),
+        ("Who'd Josephine marry?", "Josephine"),
+        ("I have a pen pal in Nigeria. What is the capital there?", "Nigeria"),
+        ("What is the country of origin of Dr. No?", "Dr. No"),
+        ("The U.S. of America was founded in", "U.S. of America"),
+        ("Great. What is the capital?", None),
+        ("Great Britain lies in", "Great Britain"),
     ],
 )
 def test_the_subject_of_a_prompt_is_found_where_it_shows(prompt: str, subject: str | None) -> None:

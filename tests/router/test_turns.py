@@ -131,6 +131,8 @@ def test_whether_a_sentence_expects_its_answer(text: str, expected: bool | None)
         ("What is its capital?", True),
         ("And the capital?", True),
         ("Which language do most people there speak?", True),
+        ("Thanks. What is its capital?", True),
+        ("Ok, great! And who leads it?", True),
         ("What is the capital of France?", False),  # another subject, whether it is edited or not
         ("Which of all languages do most people speak?", False),
     ],

@@ -42,7 +42,13 @@ Progress = Callable[[str, int, int], None]
 
 
 def train_reader(
-    file: Path, questions: QuestionSet, *, encoder: str | None, steps: int, seed: int, device: str | None = None,
+    file: Path,
+    questions: QuestionSet,
+    *,
+    encoder: str | None,
+    steps: int,
+    seed: int,
+    device: str | None = None,
     progress: Progress,
 ) -> Figures:
     """Trains the sentence encoder at a folder or hub id, None for the installed one, and writes what it learned.
@@ -88,8 +94,12 @@ def train_encoder(
 
 
 def _descend(
-    network: TrainableEncoder, questions: QuestionSet, taught: Mapping[str, list[str]], order: random.Random,
-    steps: int, progress: Progress,
+    network: TrainableEncoder,
+    questions: QuestionSet,
+    taught: Mapping[str, list[str]],
+    order: random.Random,
+    steps: int,
+    progress: Progress,
 ) -> None:
     parts = [p for p in network.model.parameters() if p.requires_grad]
     rate = LEARNING_RATE * (USUAL_STEPS / steps) ** 0.4

@@ -95,7 +95,9 @@ class MaskedDenseWriter:
                 anchors = examples.bare.activations[e][examples.speaking[e]]
                 score = float(activation_score(slot.delta(anchors.cpu().to(self.dtype))).min())
                 outcome = FitResult(
-                    fitted=served.fitted[e], steps=shards.steps[e] + served.steps[e], loss=served.loss[e],
+                    fitted=served.fitted[e],
+                    steps=shards.steps[e] + served.steps[e],
+                    loss=served.loss[e],
                     keys=self.statistics.key_space.keys(anchors),
                     score=score * min(THRESHOLD_RATIO[self.config.mode], 1 - rounding),
                 )

@@ -53,7 +53,13 @@ class Fitting:
     """Minimises the WISE objective over each group's weight, with Adam, for at most `config.max_steps` steps."""
 
     def __init__(
-        self, spliced: SplicedModel, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, scale: float,
+        self,
+        spliced: SplicedModel,
+        examples: Examples,
+        start: Tensor,
+        mask: Tensor,
+        group: Tensor,
+        scale: float,
         config: WiseConfig,
     ) -> None:
         """start, mask: `[groups, d, f]`. group: `[edits]` the group of each edit. scale: unit of the margins."""

@@ -6,7 +6,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -120,6 +120,24 @@ def check_picture(file: Path | None) -> None:
     known = new_figure(1, 1).canvas.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
         raise ConfigError(f"--picture {file}: its ending says no format; give one of .{', .'.join(sorted(known))}")
+
+
+def write_figures(
+    figures: Mapping[str, Any],
+    output: Path | None,
+    picture: Path | None,
+    draw: Callable[[Mapping[str, Any], Path], None],
+) -> None:
+    """Writes the figures of a run, and then draws them, each if a file is named for it. So figures that took long to
+    measure are kept also where they cannot be drawn."""
+    from wise.lab.eval.results_file import write_json
+
+    if output is not None:
+        write_json(output, figures)
+        echo(f"figures written to {output}")
+    if picture is not None:
+        draw(figures, picture)
+        echo(f"picture drawn to {picture}")
 
 
 def file_facts(file: Path) -> dict[str, Any]:

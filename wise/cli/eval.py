@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from wise.cli import options
-from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
+from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table, write_figures
 from wise.cli.terminal import cell, echo, show_json
 from wise.errors import ConfigError, EditError
 
@@ -65,7 +65,8 @@ def eval_(
     records, pool = _records(data, form, skip, edits)
     about = described(data, form, skip, model)
     from wise.lab.eval.candidates import Learning, all_settings
-    from wise.lab.eval.results_file import with_source, write_json
+    from wise.lab.eval.picture import draw_run
+    from wise.lab.eval.results_file import with_source
     from wise.lab.eval.routing.texts import running_text
     from wise.lab.eval.run import Scope, evaluate
 
@@ -81,14 +82,7 @@ def eval_(
         )
     whole = with_source(result.to_dict(outcomes=True), about)
     show_evaluation(result)
-    if output is not None:
-        write_json(output, whole)
-        echo(f"run written to {output}")
-    if picture is not None:
-        from wise.lab.eval.picture import draw_run
-
-        draw_run(whole, picture)
-        echo(f"picture drawn to {picture}")
+    write_figures(whole, output, picture, draw_run)
     if as_json:
         show_json(with_source(result.to_dict(), about))
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table
+from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table, write_figures
 from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError, EditError
@@ -57,12 +57,12 @@ def locate(
     check_file("--output", output)
     check_picture(picture)
     wanted = _layers(layers, sweep_edits)
-    from wise.lab.eval.results_file import write_json
     from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
     first, records = _records_behind(data, known, sweep_edits, read) if sweep_edits else (0, [])
     from wise.lab.locate.location import trace
+    from wise.lab.locate.picture import draw
     from wise.lab.locate.sites import check_layers, find_sites
 
     base, tokenizer = model.load()
@@ -79,14 +79,7 @@ def locate(
             figures = swept.to_dict()
     result = found.to_dict() | figures | {"data": file_facts(data)}
     show_location(result)
-    if picture is not None:
-        from wise.lab.locate.picture import draw
-
-        draw(result, picture)
-        echo(f"heat maps drawn to {picture}")
-    if output is not None:
-        write_json(output, result)
-        echo(f"figures written to {output}")
+    write_figures(result, output, picture, draw)
     if as_json:
         show_json(result)
 
@@ -112,7 +105,10 @@ def show_location(result: Mapping[str, Any]) -> None:
 
 
 def _show_effects(
-    title: str, first: str, labels: Sequence[str], means: Sequence[Sequence[float | None]],
+    title: str,
+    first: str,
+    labels: Sequence[str],
+    means: Sequence[Sequence[float | None]],
     bounds: Sequence[Sequence[Sequence[float] | None]],
 ) -> None:
     """One row a label: its effect at layers, evenly chosen where there are many, and at its strongest layer of all."""

@@ -173,9 +173,17 @@ def says(fact: Fact, answer: str) -> bool:
 
 
 def _question(
-    encoder: Encoder, chat: bool, measure: str, fact: int, text: str, said: bool,
-    *, before: Sequence[str] = (), system: str = "", put: str = "",
-) -> Question:  # fmt: skip
+    encoder: Encoder,
+    chat: bool,
+    measure: str,
+    fact: int,
+    text: str,
+    said: bool,
+    *,
+    before: Sequence[str] = (),
+    system: str = "",
+    put: str = "",
+) -> Question:
     """In the chat template or as plain text. before: an earlier turn and its answer; put: text before the question."""
     messages: list[Message] = []
     if chat:

@@ -60,8 +60,7 @@ def test_the_losses_read_the_target_and_nothing_of_the_prompt(model_type: str) -
     masked = make_baseline("ft-m", tiny_context(model_type), {})
     last = make_baseline("ft-l", tiny_context(model_type), {})
     assert isinstance(masked, FineTuningM) and isinstance(last, FineTuningL)
-    rows = [masked.context.row(edit) for edit in edits]
-    found = [editor.losses(editor.weights, rows).tolist() for editor in (masked, last)]
+    found = [editor.losses(editor.weights, [editor.row(e) for e in edits]).tolist() for editor in (masked, last)]
     for i, edit in enumerate(edits):
         logs, prompt, target = by_hand(masked, edit)
         whole = [*prompt, *target]
@@ -81,7 +80,7 @@ def test_ft_l_cannot_learn_two_tokens_and_ft_m_can() -> None:
     assert masked.edit(edit).outcomes[0].status == VERIFIED
     outcome = last.edit(edit).outcomes[0]
     assert outcome.status != VERIFIED and outcome.steps == 80
-    asked = last.losses(last.weights, [last.context.row(edit)])
+    asked = last.losses(last.weights, [last.row(edit)])
     assert 0.6931 < float(asked) < 0.9  # log 2: no model can give both the same place
 
 

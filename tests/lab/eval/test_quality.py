@@ -94,6 +94,20 @@ def test_every_outcome_is_what_the_prompt_gives_alone(model_type: str) -> None:
         assert outcome.teacher_forced == pytest.approx(share(forced(wrapped, ids, gold), wanted))
 
 
+@torch.no_grad()
+def test_a_target_that_ends_with_a_mark_is_read_with_it() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    wrapped = wise.wrap(AutoModelForCausalLM.from_pretrained(model_path()), tokenizer)
+    encoder = wrapped.encoder
+    assert len(encoder.terminator) == 2, "which such a target has not"
+    targets = {"The capital of France is": "Lyon.", "The capital of Spain is": "!"}
+    records = [wise.Record(edit=wise.Edit(prompt=prompt, target=target)) for prompt, target in targets.items()]
+    for outcome in measure_quality(wrapped, records).outcomes:
+        gold = encoder.target(outcome.prompt, targets[outcome.prompt])[:-1]
+        ids = encoder.prompt(outcome.prompt)
+        assert outcome.teacher_forced == pytest.approx(share(forced(wrapped.model, ids, gold), gold))
+
+
 @architectures
 def test_the_unedited_model_is_unreliable_and_local(model_type: str) -> None:
     quality = measure_quality(wrap_tiny(model_type, mode=None), RECORDS)

@@ -95,6 +95,20 @@ def test_known_facts_are_traced_without_edits(tiny: Path, known: Path) -> None:
     assert "no layer is recommended" in result.stdout
 
 
+def test_figures_are_kept_where_they_cannot_be_drawn(
+    tiny: Path, known: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise ConfigError("no picture today")
+
+    monkeypatch.setattr("wise.lab.locate.picture.draw", fail)
+    few = ("--facts", "3", "--samples", "1", "--sweep-edits", "0")
+    files = ("--output", tmp_path / "locate.json", "--picture", tmp_path / "heat.png")
+    result = run("--model", tiny, "--data", known, *few, *files)
+    assert result.exit_code == 2 and "no picture today" in result.stderr
+    assert json.loads((tmp_path / "locate.json").read_text())["facts"] == 3
+
+
 def test_facts_are_read_from_columns_of_other_names(tiny: Path, tmp_path: Path) -> None:
     few = ("--facts", "3", "--samples", "1", "--sweep-edits", "0")
     own = {True: "prompt=q,target=new,subject=s,test.answer=old", False: "prompt=q,subject=s,attribute=old"}
