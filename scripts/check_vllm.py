@@ -41,9 +41,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         }
     },
     "lora": {"enable_lora": True, "max_lora_rank": 8},
-    "tensor_parallel": {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"},
+    "tensor_parallel": {"distributed_executor_backend": "mp"},
 }  # fmt: skip
-"""Arguments of vLLM by which each configuration differs from the first."""
+"""Arguments of vLLM by which each configuration differs from the first; see also `arguments_of`."""
 GPU: dict[str, dict[str, Any]] = {
     "gpu_eager": {},
     "gpu_graphs": {"enforce_eager": False, "compilation_config": {"cudagraph_mode": "FULL_AND_PIECEWISE"}},
@@ -128,7 +128,8 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     reference = json.loads((folder / "reference.json").read_text())
     wrapped = wise.wrap(*load(reference["model"]), wise.WiseConfig(encoder=reference["encoder"]))
     begun = time.perf_counter()
-    llm, runner = started(name, reference, wrapped)
+    arguments = arguments_of(name, wrapped.model.config)
+    llm, runner = started(arguments, reference, wrapped)
     start_seconds = time.perf_counter() - begun
     memories = loaded(llm, folder, wrapped)
     requests = planned(reference, wrapped, memories)
@@ -137,7 +138,7 @@ def run(folder: Path, name: str) -> dict[str, Any]:
     seconds = time.perf_counter() - begun
     counters = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}
     return {
-        "arguments": ALL[name],
+        "arguments": arguments,
         "runner": runner,
         "edits": reference["edits"],
         "prompts": len(reference["prompts"]),
@@ -156,7 +157,16 @@ def load(path: str) -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
 
 
-def started(name: str, reference: dict[str, Any], wrapped: Any) -> tuple[Any, str]:
+def arguments_of(name: str, config: Any) -> dict[str, Any]:
+    """Of a configuration, for a base. Its heads are shared among as few ranks as they can be."""
+    if name != "tensor_parallel":
+        return ALL[name]
+    heads, kept = config.num_attention_heads, config.num_key_value_heads
+    ranks = next(ranks for ranks in range(2, heads + 1) if heads % ranks == kept % ranks == 0)
+    return ALL[name] | {"tensor_parallel_size": ranks}
+
+
+def started(configuration: dict[str, Any], reference: dict[str, Any], wrapped: Any) -> tuple[Any, str]:
     """vLLM with the plug-in, which has passed its self-test, and the kind of its model runner."""
     from vllm import LLM, SamplingParams
 
@@ -166,7 +176,7 @@ def started(name: str, reference: dict[str, Any], wrapped: Any) -> tuple[Any, st
         "model": reference["model"], "max_model_len": min(512, wrapped.encoder.context), "enforce_eager": True,
         "distributed_executor_backend": "uni", "disable_log_stats": False,
     }  # fmt: skip
-    options = given | COMMON | ALL[name]
+    options = given | COMMON | configuration
     llm = LLM(**engine_options(wrapped.wise_config, reference["layer"], record=True, given=options))
     workers = llm.collective_rpc("wise_attach")
     found = []

@@ -180,6 +180,24 @@ def test_files_and_tests_that_are_named_are_there(page: Path) -> None:
         assert absent_files(page.read_text(encoding="utf-8")) == []
 
 
+def record_texts(figures: Any) -> list[str]:
+    """The parts of a run's figures that hold texts of its records."""
+    if isinstance(figures, list):
+        return [name for one in figures for name in record_texts(one)]
+    if not isinstance(figures, dict):
+        return []
+    own = [name for name in ("wrong", "not_verified") if figures.get(name)]
+    return own + [name for one in figures.values() for name in record_texts(one)]
+
+
+def test_raw_figures_of_published_sets_hold_no_text_of_theirs() -> None:
+    """The sets are not ours to pass on."""
+    runs = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs/results").glob("*.json")}
+    found = {name: record_texts(run) for name, run in runs.items()}
+    assert {name for name in found if found[name]} <= {"chat", "nameless"}, "only the facts that ship may be shown"
+    assert found["chat"], "negative control: they are shown there"
+
+
 def test_an_absent_file_would_be_seen() -> None:
     named = "`no_slot.py`, `wise/edits.py`, `training/nothing.py`, `test_nothing`, `test_readme`, "
     assert absent_files(named + "`training/test_splice`, `lab/test_splice`") == [

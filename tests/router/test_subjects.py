@@ -103,8 +103,8 @@ def test_a_mention_says_where_it_stands() -> None:
     [
         ("What is the capital of France?", "France"),
         ("In which country is the Taj Mahal?", "Taj Mahal"),
-        ("The mother tongue of Danielle Darrieux is", "Danielle Darrieux"),
-        ("Danielle Darrieux's mother tongue is", "Danielle Darrieux"),
+        ("The mother tongue of Marie Curie is", "Marie Curie"),
+        ("Marie Curie's mother tongue is", "Marie Curie"),
         ("What is the guest wifi password at Thornapple & Daughters?", "Thornapple & Daughters"),
         ('Who wrote "a quiet year"?', "a quiet year"),
         ('What does str.split("  ") do?', None),
