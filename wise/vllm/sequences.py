@@ -17,7 +17,7 @@ from wise.memory.side_memory import NO_SLOT
 from wise.memory.state import MemoryState
 from wise.router.course import Course, Plan
 from wise.router.hybrid import HybridRouter
-from wise.vllm.beside import Side
+from wise.vllm.addition import Addition
 from wise.vllm.runners import StepLayout
 
 PROBE = "probe"
@@ -76,10 +76,10 @@ class FollowedSequence:
 class Followed:
     """All followed sequences of a worker. It is told about the steps of a runner (`wise.vllm.runners`)."""
 
-    def __init__(self, side: Side, *, record: bool = False) -> None:
+    def __init__(self, addition: Addition, *, record: bool = False) -> None:
         """record: keep what was added for each request, for a check."""
-        self._side = side
-        self._probe = PROBE_SIZE * torch.tensor([1.0, -1.0]).repeat(side.width // 2 + 1)[: side.width]
+        self._addition = addition
+        self._probe = PROBE_SIZE * torch.tensor([1.0, -1.0]).repeat(addition.width // 2 + 1)[: addition.width]
         self.memories: dict[tuple[int, str], ServedMemory] = {}
         """By version and namespace."""
         self._sequences: dict[str, FollowedSequence | None] = {}
@@ -93,7 +93,7 @@ class Followed:
     @property
     def adds(self) -> bool:
         """Whether anything is added on this rank; on others no memory is needed."""
-        return self._side.adds
+        return self._addition.adds
 
     def wants(self, request: str) -> bool:
         """Whether the rows of a request are to be laid out."""
@@ -111,7 +111,7 @@ class Followed:
             if carried and new.req_id not in self._sequences:
                 self._follow(new.req_id, new.prompt_token_ids, carried)
         self._due = {request for request in self._sequences if request in scheduled.num_scheduled_tokens}
-        self._side.clear()
+        self._addition.clear()
 
     def _follow(self, request: str, prompt: Sequence[int], carried: Mapping[str, Any]) -> None:
         if carried.get(PROBE):
@@ -149,14 +149,14 @@ class Followed:
                 rows.append(row.start + position - row.first)
                 values.append(sequence.memory.value(slot, value))
             self._record(row.request, row.first, sequence, added)
-        self._side.prepare(rows, values)
+        self._addition.prepare(rows, values)
 
     def end(self) -> None:
         """Raises RuntimeError where an edit was due and was not added: vLLM ends rather than answer without it."""
         if self._due:
             raise RuntimeError(f"vLLM ran a step of {len(self._due)} requests with edits and did not lay it out")
-        self._side.check()
-        self._side.clear()
+        self._addition.check()
+        self._addition.clear()
 
     def _record(
         self, request: str, first: int, sequence: FollowedSequence, added: Sequence[tuple[int, int, int]]

@@ -24,7 +24,7 @@ from wise.namespaces import split
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.turns import ChatTemplate
-from wise.vllm.beside import side_of
+from wise.vllm.addition import addition_of
 from wise.vllm.front_end import Process, end_with
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
@@ -108,19 +108,19 @@ class WiseWorker:
             end_with(front_end)
         config = self.vllm_config
         options = dict(config.additional_config["wise"])
-        side = side_of(options["layer"])
-        if side is None:
+        addition = addition_of(options["layer"])
+        if addition is None:
             raise ConfigError(
                 f"no layer {options['layer']!r} that is a RowParallelLinear was built: vLLM names it otherwise, or the "
                 "plug-in 'wise' was not loaded (where VLLM_PLUGINS is set, it must name it)"
             )
-        self._wise = Followed(side, record=bool(options.get("record")))
-        self._wise_memories = Memories(options, config.model_config.tokenizer, store if side.adds else None)
+        self._wise = Followed(addition, record=bool(options.get("record")))
+        self._wise_memories = Memories(options, config.model_config.tokenizer, store if addition.adds else None)
         # With OpenMP threads of its own, the loader would make those of the steps sleep between two operations.
         self._wise_loader = ThreadPoolExecutor(1, "wise-load", initializer=set_num_threads, initargs=(1,))
         self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
         runner = observe(self.model_runner, self._wise)
-        return {"runner": runner, "adds": side.adds, "layer": options["layer"]}
+        return {"runner": runner, "adds": addition.adds, "layer": options["layer"]}
 
     def wise_load(self, version: int, folder: str | None = None) -> None:
         """Begins to load a version."""

@@ -15,7 +15,7 @@ from tiny import EOS
 import wise
 from wise.memory.state import MemoryState
 from wise.router.turns import render
-from wise.vllm.beside import check_options, check_version
+from wise.vllm.addition import check_options, check_version
 from wise.vllm.requests import CarriedEdits, attach, carried_edits, check_probe, engine_options
 
 STATE = answer_state()

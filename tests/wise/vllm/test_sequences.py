@@ -17,7 +17,7 @@ import wise
 from wise.memory.side_memory import NO_SLOT
 from wise.router.hybrid import HybridRouter
 from wise.router.turns import render
-from wise.vllm.beside import Side
+from wise.vllm.addition import Addition
 from wise.vllm.requests import carried_edits
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
@@ -35,8 +35,8 @@ def router() -> HybridRouter:
 class RunnerV1:
     """Lays out steps with the names that vLLM's first runner has; its layer counts what is added to it."""
 
-    def __init__(self, side: Side) -> None:
-        self.side, self.skips_layer, self.skips_layout = side, False, False
+    def __init__(self, addition: Addition) -> None:
+        self.addition, self.skips_layer, self.skips_layout = addition, False, False
         self.input_batch = SimpleNamespace(req_ids=[], num_computed_tokens_cpu=np.zeros(8, dtype=np.int32))
         self.input_ids = SimpleNamespace(gpu=torch.zeros(STEP, dtype=torch.int32))
         self.output = torch.zeros(0)
@@ -50,9 +50,9 @@ class RunnerV1:
         self.input_ids.gpu[: len(scheduled.ids)] = torch.tensor(scheduled.ids)
         if not self.skips_layout:
             self._prepare_inputs(scheduled, np.array([*scheduled.num_scheduled_tokens.values()]))
-        self.output = torch.zeros(len(scheduled.ids), self.side.width)
+        self.output = torch.zeros(len(scheduled.ids), self.addition.width)
         if not self.skips_layer:
-            self.side.add(self.output)
+            self.addition.add(self.output)
         return self.output
 
 
@@ -78,10 +78,10 @@ class RunnerV2(RunnerV1):
 @pytest.fixture(params=[RunnerV1, RunnerV2], ids=["V1", "V2"])
 def worker(request: pytest.FixtureRequest, router: HybridRouter) -> tuple[Any, Followed]:
     """A runner that is observed, and what is followed in it, with version 3 loaded."""
-    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
-    followed = Followed(side, record=True)
+    addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
+    followed = Followed(addition, record=True)
     followed.memories[3, "default"] = ServedMemory(state=STATE, router=router)
-    runner = request.param(side)
+    runner = request.param(addition)
     assert observe(runner, followed) == request.param.__name__[-2:]
     return runner, followed
 
@@ -198,9 +198,9 @@ def test_a_probe_is_added_at_the_last_token_of_its_prompt(worker: tuple[Any, Fol
 
 
 def test_other_ranks_add_nothing_and_need_no_memory(router: HybridRouter) -> None:
-    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=False)
-    runner = RunnerV1(side)
-    observe(runner, Followed(side))
+    addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=False)
+    runner = RunnerV1(addition)
+    observe(runner, Followed(addition))
     prompt = render(router.inputs.tokenizer, TURNS)
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert not out.any()
@@ -211,6 +211,6 @@ def test_an_unknown_runner_is_refused() -> None:
         def _prepare_inputs(self, batch: Any) -> None: ...
         def execute_model(self, scheduled: Any) -> None: ...
 
-    side = Side(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
+    addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
     with pytest.raises(wise.ConfigError, match="model runner"):
-        observe(Runner(), Followed(side))
+        observe(Runner(), Followed(addition))

@@ -87,8 +87,8 @@ def test_the_base_of_each_version_is_checked(monkeypatch: pytest.MonkeyPatch) ->
 
 def attached(monkeypatch: pytest.MonkeyPatch, read: Any, held: SimpleNamespace) -> WiseWorker:
     """A worker that reads versions with `read` and gives them to `held`."""
-    monkeypatch.setattr(worker_file, "side_of", lambda layer: SimpleNamespace(adds=True))
-    monkeypatch.setattr(worker_file, "Followed", lambda side, record: held)
+    monkeypatch.setattr(worker_file, "addition_of", lambda layer: SimpleNamespace(adds=True))
+    monkeypatch.setattr(worker_file, "Followed", lambda addition, record: held)
     monkeypatch.setattr(worker_file, "Memories", lambda *_: SimpleNamespace(read=read))
     monkeypatch.setattr(worker_file, "observe", lambda *_: "V1")
     worker = WiseWorker()

@@ -24,11 +24,11 @@ TESTED = ("0.32",)
 ANY_VERSION = "WISE_VLLM_ANY_VERSION"
 """Environment variable: set to 1, another release is tried."""
 LAYER = "RowParallelLinear"
-_sides: dict[str, Side] = {}
+_additions: dict[str, Addition] = {}
 """Those of this process, by the path of their layer."""
 
 
-class Side:
+class Addition:
     """What is added to one layer's output in the next forward pass, and whether that has happened."""
 
     def __init__(self, tokens: int, width: int, *, dtype: torch.dtype, device: torch.device | None, adds: bool) -> None:
@@ -77,16 +77,16 @@ class Side:
 
 
 def _add(output: Tensor, layer: str) -> None:
-    _sides[layer].add(output)
+    _additions[layer].add(output)
 
 
 def _add_nothing(output: Tensor, layer: str) -> None:
     return
 
 
-def side_of(layer: str) -> Side | None:
+def addition_of(layer: str) -> Addition | None:
     """That of a layer, if the layer was built in this process."""
-    return _sides.get(layer)
+    return _additions.get(layer)
 
 
 def check_version(version: str) -> None:
@@ -190,7 +190,7 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
             return getattr(self.own, name)
 
     layer.quant_method = AddingMethod(layer.quant_method)
-    _sides[prefix] = Side(
+    _additions[prefix] = Addition(
         config.scheduler_config.max_num_batched_tokens,
         layer.output_size,
         dtype=layer.params_dtype,
