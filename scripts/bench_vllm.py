@@ -38,7 +38,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench_cost import multiplied
-from check_vllm import COMMON, ENVIRONMENT, load, started, write
+from check_vllm import COMMON, CONFIGURATIONS, ENVIRONMENT, load, started, write
 
 FORMS = ("plain", "chat")
 ALONE, OWN, SERVED = "vLLM", "wise", "transformers"
@@ -82,7 +82,7 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
     wrapped = wise.wrap(*load(reference["model"]), wise.WiseConfig(encoder=reference["encoder"]))
     memories = {}
     if sizes:
-        llm, _ = started("eager", reference, wrapped)
+        llm, _ = started(CONFIGURATIONS["eager"], reference, wrapped)
         for size in sizes:
             llm.collective_rpc("wise_load", args=(size, str(folder / str(size))))
             llm.collective_rpc("wise_take", args=(size,))

@@ -16,7 +16,7 @@ import httpx2 as httpx
 import pytest
 from postgres import postgres_server
 from typer.testing import CliRunner
-from waiting import until
+from waiting import DEADLINE, until
 
 from wise.cli.app import app
 from wise.errors import StoreError
@@ -34,6 +34,7 @@ class Process:
 
     def __init__(self, store: Path | str, *options: str, log: Path = Path(os.devnull)) -> None:
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
+        command += ["--set", f"request_timeout={DEADLINE}"]  # an editor is niced, and others may run
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
@@ -42,7 +43,7 @@ class Process:
         assert self.process.stdout is not None
         told = json.loads(self.process.stdout.readline())
         self.client = httpx.Client(
-            base_url=told["url"], headers={"Authorization": f"Bearer {told['token']}"}, timeout=120.0
+            base_url=told["url"], headers={"Authorization": f"Bearer {told['token']}"}, timeout=DEADLINE + 10
         )
         until(self.answers)
 
