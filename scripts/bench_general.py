@@ -84,6 +84,8 @@ def pieces(model: WiseModel, texts: Sequence[str], limit: int) -> Iterator[list[
                 left -= len(piece)
                 if piece:
                     yield piece
+            if not left:
+                break
 
 
 def parse_args() -> argparse.Namespace:

@@ -106,7 +106,7 @@ class Soak:
         text = self._complete(prompt=self._prompt(), stream=True, max_tokens=24, temperature=0)
         if b"data: [DONE]" not in text:
             raise ValueError("a stream broke off")
-        self.asked["streamed"] += 1
+        self._count("streamed")
 
     def _probe(self) -> None:
         for name, ask in (
@@ -115,7 +115,11 @@ class Soak:
             ("health", lambda: self.service.fetch("/health")),
         ):
             self._timed(name, ask)
-        self.asked["probes"] += 1
+        self._count("probes")
+
+    def _count(self, name: str) -> None:
+        with self.lock:  # the clients are several threads
+            self.asked[name] += 1
 
     def _timed(self, name: str, ask: Callable[[], object]) -> None:
         """Keeps the longest that what succeeded took."""
@@ -129,7 +133,7 @@ class Soak:
         with self.lock:
             for made in answer["edits"]:
                 self.acknowledged[made["id"]] = made["ticket"]
-        self.asked["edits"] += 1
+        self._count("edits")
         time.sleep(self.arguments.pause)
 
     def _new_edits(self) -> Iterator[dict[str, str]]:
@@ -149,7 +153,7 @@ class Soak:
             chosen = self.random.choice(live)["id"]
             self._timed("delete", lambda: self.service.fetch(f"/v1/edits/{chosen}", method="DELETE"))
             self.deleted.add(chosen)
-            self.asked["deletes"] += 1
+            self._count("deletes")
 
     def _preview(self) -> None:
         time.sleep(2 * self.arguments.pause)
@@ -161,13 +165,13 @@ class Soak:
         except urllib.error.HTTPError as error:
             if error.code != 429:
                 raise
-        self.asked["previews"] += 1
+        self._count("previews")
 
     def _move_clock(self) -> None:
         for jump in JUMPS:
             if self.environment:
                 self.clock.write_text(jump)
-                self.asked["clock jumps"] += 1
+                self._count("clock jumps")
             time.sleep(self.arguments.jump)
 
     def _watch(self) -> None:

@@ -304,10 +304,11 @@ class WiseModel(nn.Module):
         """
         self._check_wrapped()
         edit = as_edit(edit)
-        if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
-            known = f"the id {edit.id!r} or the prompt {edit.prompt!r:.80}"
-            raise EditError(f"field 'id': no live edit has {known}; make a new one with edit()")
-        return self._edit([edit], replacing=True)
+        with self._lock:  # so that no other thread deletes it meanwhile
+            if not any(edit.id == other.id or edit.prompt == other.prompt for other in self.edits):
+                known = f"the id {edit.id!r} or the prompt {edit.prompt!r:.80}"
+                raise EditError(f"field 'id': no live edit has {known}; make a new one with edit()")
+            return self._edit([edit], replacing=True)
 
     def _edit(self, edits: Sequence[Edit], **how: Any) -> EditReport:
         with self._lock:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
+from wise.memory.folder import replaced_file
 from wise.router.encoder import SCALE, dequantized, load_base, quantized
 from wise.training.router.builtin_questions import QuestionSet, builtin_questions
 from wise.training.router.calibration import Figures, measure, relation_centres, relation_kinds
@@ -62,7 +63,8 @@ def train_reader(
     tensors, figures = train_encoder(
         model, tokenizer, questions, known=builtin_questions(), steps=steps, seed=seed, progress=progress
     )
-    save_file(tensors, file, metadata=FORMAT)
+    with replaced_file(file) as new:
+        save_file(tensors, new, metadata=FORMAT)
     return figures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from collections.abc import Callable
@@ -41,6 +42,8 @@ EXIT_CODES = (
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Of all that an operating system may say, what comes from a path that the user gave."""
+USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""And what comes from a disk that takes nothing more, by number."""
 
 
 class _Group(TyperGroup):
@@ -49,7 +52,9 @@ class _Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (WiseError, *USERS_FILES) as error:
+        except (WiseError, OSError) as error:
+            if not isinstance(error, (WiseError, *USERS_FILES)) and error.errno not in USERS_DISK:
+                raise
             echo(f"wise: {redacted(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(UNEXPECTED if isinstance(error, StartError) else BAD_INPUT) from None
 

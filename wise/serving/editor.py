@@ -26,7 +26,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -208,8 +208,6 @@ class Editor:
         except (StoreError, Leave) as error:
             self._queue_again(str(error) or LEAVING)
             raise
-        finally:
-            self._tell(training=[], done=0)
         return True
 
     def _claim(self) -> list[Ticket]:
@@ -272,11 +270,13 @@ class Editor:
         """Trains edits until they are committed, or withdrawn."""
         for ticket in tickets:
             check_size(ticket.edit, self._model.encoder, self._settings)
-        while tickets := [ticket for ticket in tickets if ticket.edit.id in self._training]:
-            try:
-                return self._attempt(tickets)
-            except _Restart:
+        try:
+            while tickets := [ticket for ticket in tickets if ticket.edit.id in self._training]:
+                with suppress(_Restart):
+                    return self._attempt(tickets)
                 logger.info("trained again", extra={"fields": {"edits": [ticket.edit.id for ticket in tickets]}})
+        finally:
+            self._tell(training=[], done=0)
 
     def _attempt(self, tickets: Sequence[Ticket]) -> None:
         edits = [ticket.edit for ticket in tickets]

@@ -14,7 +14,7 @@ from itertools import islice
 
 from wise.edits import Record
 from wise.lab.eval.routing.material import Draft, Material, Source, choose, evenly
-from wise.lab.eval.routing.relations import UNMOVED, AskedRelation, template_of
+from wise.lab.eval.routing.relations import NEGATIVE_PROBES, AskedRelation, template_of
 from wise.lab.eval.routing.topics import Phrases, normal, topics_of, words
 
 LONG = 256
@@ -198,7 +198,7 @@ def _same_subject(
     subject = record.edit.subject
     if subject is None:
         return
-    unmoved = [probe.queries[0].prompt for probe in record.probes if probe.kind in UNMOVED]
+    unmoved = [probe.queries[0].prompt for probe in record.probes if probe.kind in NEGATIVE_PROBES]
     real = [text for text in (*unmoved, *record.neighbours) if _is_beside(material, text, subject)]
     yield from islice(real, PER_RECORD)
     if real:

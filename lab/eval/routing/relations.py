@@ -128,7 +128,7 @@ class Relations:
         return AskedRelation(relation=relation, topics=topics_of(template) | known)
 
 
-UNMOVED = ("locality.gold", "ripple.relation_specificity")
+NEGATIVE_PROBES = ("locality.gold", "ripple.relation_specificity")
 """Kinds of probes that ask for something that the edit leaves as it is. What the others ask may follow from it."""
 
 
@@ -141,7 +141,7 @@ class EditedFacts:
         for record in records:
             wordings = (*record.paraphrases, *record.free_paraphrases)
             self._add(record.edit, wordings, relations)
-            queries = [query for probe in record.probes if probe.kind not in UNMOVED for query in probe.queries]
+            queries = [query for probe in record.probes if probe.kind not in NEGATIVE_PROBES for query in probe.queries]
             # An edit may also colour how a free text about its subject goes on.
             self._asked |= {normal(text) for text in (*(query.prompt for query in queries), *record.generation_prompts)}
         known = {record.edit.id for record in records}

@@ -87,6 +87,8 @@ class PostgresBackend(Backend):
 
         connection = psycopg.connect(self._url, autocommit=True)
         connection.execute("SET search_path TO wise")
+        # A transaction waits for its lock first, and must then see what was committed meanwhile.
+        connection.execute("SET default_transaction_isolation TO 'read committed'")
         connection.execute("SET synchronous_commit TO on")
         return connection
 

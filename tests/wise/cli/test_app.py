@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -565,6 +567,17 @@ def test_too_few_records_for_eval_chat_are_refused_before_an_edit_is_made(
     limit = () if "--known" in options else ("--limit", "2")
     done = run("eval-chat", "--model", tiny, "--data", file, "--form", "completion", *limit, *options)
     assert done.exit_code == 2 and said in done.stderr, done.output
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
+def test_a_disk_that_takes_nothing_more_is_said_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, tiny: Path, number: int
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), "memory")
+
+    monkeypatch.setattr("wise.cli.options.load_model", full)
+    refused(run("info", "--model", tiny), os.strerror(number))
 
 
 def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> None:

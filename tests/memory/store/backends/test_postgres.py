@@ -113,8 +113,12 @@ def test_processes_killed_lose_nothing(url: str) -> None:
     assert len(reports.acknowledged) > 10 and reports.reported > 5
 
 
-def test_replicas_hand_in_at_once_and_no_event_is_passed_over(url: str) -> None:
-    """A poller that asks for what came since the last event that it saw sees them all."""
+@pytest.mark.parametrize("isolation", ["", "serializable"])
+def test_replicas_hand_in_at_once_and_no_event_is_passed_over(url: str, isolation: str) -> None:
+    """A poller that asks for what came since the last event that it saw sees them all, whatever the server isolates
+    transactions by unless it is told."""
+    if isolation:
+        url += f"{'&' if '?' in url else '?'}options=-c%20default_transaction_isolation%3D{isolation}"
     replicas = [Store.open(url, writer=place == 0) for place in range(4)]
     seen: list[int] = []
     done = threading.Event()
