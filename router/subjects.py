@@ -18,10 +18,12 @@ from typing import Generic, TypeVar
 from wise.edits import Edit
 
 _WORD = re.compile(
-    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|(?!(?<=['’])s\b)[^\W_]+(?:['’](?!s\b)[^\W_]+)*|[+#&@$€£%]+", re.IGNORECASE
+    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|"
+    r"(?!(?<=['’])s\b)[^\W_]+(?:['’](?!s\b)[^\W_]+|[\u0300-\u036f]+[^\W_]*)*|[+#&@$€£%]+",
+    re.IGNORECASE,
 )
-"""A word, but not the s of a possessive; a character of a script that puts no spaces between words; or symbols, as in
-`C++`."""
+"""A word, but not the s of a possessive, and with accents that are characters of their own; a character of a script
+that puts no spaces between words; or symbols, as in `C++`."""
 PLACEHOLDER = "this"
 """Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
 ARTICLES = frozenset({"the", "a", "an"})
