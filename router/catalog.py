@@ -24,7 +24,7 @@ from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState, common_prefix, gc_paused
 from wise.router.subjects import SubjectIndex, names_of
-from wise.router.turns import is_question, last_word
+from wise.router.turns import ending, is_question, last_word
 
 ROUNDING = 0.01
 """Rounding error of a product of keys that is computed in another order."""
@@ -85,9 +85,9 @@ class Catalog:
     nameless: Mapping[str, None] = field(default_factory=dict)
     """Ids of the edits that have no subject."""
     ends: Counter[str] = field(default_factory=Counter)
-    """Last words of the edits' own sentences, counted."""
+    """How the edits' own sentences end (`turns.ending`), counted."""
     unmarked_ends: Counter[str] = field(default_factory=Counter)
-    """The same for those that do not name the subject before their end: nothing else shows that an answer begins."""
+    """Last words of those that do not name the subject before their end: nothing else shows that an answer begins."""
     longest: int = 0
     """The most values that a slot has."""
     earlier: Questions | None = None
@@ -110,10 +110,10 @@ class Catalog:
             nameless.pop(edit.id, None)
         nameless |= dict.fromkeys(edit.id for edit in added if not names_of(edit))
         for changed, by in ((removed, -1), (added, 1)):
-            for word, marked in (end for edit in changed for end in _ends(edit)):
-                ends[word] += by
+            for text, marked in (sentence for edit in changed for sentence in _unfinished_sentences(edit)):
+                ends[ending(text)] += by
                 if not marked:
-                    unmarked[word] += by
+                    unmarked[last_word(text)] += by
         slots, longest = self._slots(state)
         return Catalog(
             state=state,
@@ -207,11 +207,8 @@ def _named(edits: Iterable[Edit]) -> Iterable[tuple[str, str]]:
     return ((name, edit.id) for edit in edits for name in names_of(edit))
 
 
-def _ends(edit: Edit) -> list[tuple[str, bool]]:
-    """The last word of each of the edit's sentences, and whether the sentence names the subject before its end."""
-    found = []
-    for text in (edit.prompt, *edit.paraphrases):
-        if not is_question(text):
-            names = tuple(name.casefold() for name in names_of(edit))
-            found.append((last_word(text), bool(names) and not text.rstrip().casefold().endswith(names)))
-    return found
+def _unfinished_sentences(edit: Edit) -> list[tuple[str, bool]]:
+    """Each of the edit's wordings that is no question, and whether it names the subject before its end."""
+    names = tuple(name.casefold() for name in names_of(edit))
+    texts = [text for text in (edit.prompt, *edit.paraphrases) if not is_question(text)]
+    return [(text, bool(names) and not text.rstrip().casefold().endswith(names)) for text in texts]

@@ -34,10 +34,11 @@ _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：](?:\s*(?:the|an?))?\s*$", re.IG
 """A label before an answer, such as "Answer:" or "Answer: the"."""
 _CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
+_MARKS = ",;(–—-"
 _UNFINISHED = re.compile(
-    r"(?:[,;(–—-]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
+    rf"(?:[{_MARKS}]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
 )
-"""Ends of a text after which no answer begins."""
+"""Ends of a text after which no answer begins, except where an edit's own sentence ends so."""
 LEADING = frozenset(
     "is are was were be been of in by to called as on at from with for a an the named than under after since until "
     "into within about".split()
@@ -149,9 +150,9 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
     It is the unfinished last sentence, or the question just asked. The sentence before it is included if the last one
     names no edited subject and refers back by a word such as "its", or is only a label.
 
-    mentions: the edited subjects that a text names. A mark right behind one may be part of its name.
+    mentions: the edited subjects that a text names. A mark in one, or right behind it, may be part of its name.
     """
-    sentences = list(_sentences(text, {mention.end for mention in mentions(text)}))
+    sentences = list(_sentences(text, mentions(text)))
     if not sentences or _CLOSED.search(text):
         return None
     last = sentences[-1]
@@ -163,12 +164,20 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 def expects(text: str, ends: Collection[str]) -> bool | None:
     """Whether an unfinished sentence expects an answer at its end; None if that is not clear.
 
-    ends: last words of the edits' own sentences, which expect one as `LEADING` do.
+    ends: how the edits' own sentences end (`ending`); behind these one is expected as behind `LEADING`.
     """
+    last = ending(text)
+    if last in ends:
+        return True
     if _UNFINISHED.search(text):
         return False
-    last = last_word(text)
-    return True if last in LEADING or last in ends else None
+    return True if last in LEADING else None
+
+
+def ending(text: str) -> str:
+    """The last word, and a mark such as a comma behind it."""
+    mark = text.rstrip()[-1:]
+    return last_word(text) + (mark if mark and mark in _MARKS else "")
 
 
 def last_word(text: str) -> str:
@@ -203,11 +212,14 @@ def is_question(text: str) -> bool:
     return bool(_QUESTION.search(text))
 
 
-def _sentences(text: str, names: Collection[int] = ()) -> Iterator[str]:
-    """names: where names end. Behind a name's own mark a sentence goes on with a small letter."""
+def _sentences(text: str, names: Sequence[Mention] = ()) -> Iterator[str]:
+    """names: a mark within one ends no sentence, and neither does a name's own mark before a small letter."""
     start = 0
     for mark in _SENTENCE_END.finditer(text.rstrip()):
-        if mark.start() - 1 in names and text[mark.end()].islower():
+        at = mark.start()
+        within = "\n" not in mark.group() and any(name.start < at < name.end for name in names)
+        behind = any(name.end <= at and not text[name.end : at].strip(".!?") for name in names)
+        if within or (behind and text[mark.end()].islower()):
             continue
         yield text[start : mark.end()]
         start = mark.end()

@@ -96,13 +96,18 @@ def test_without_a_template_there_is_none() -> None:
         ("Who directed Viva France! in the end?", "Who directed Viva France! in the end?"),  # the name's own mark
         ("Viva France! Who said so?", "Who said so?"),
         ("It is great! in the end", "in the end"),
+        ("In the end France... goes on", "In the end France... goes on"),
+        ("I had tea. Tea Co. Stores, whose seat is in", "Tea Co. Stores, whose seat is in"),
+        ("I had tea. Has Tea Co. Stores any?", "Has Tea Co. Stores any?"),
+        ("I had Tea Co.\nStores are in", "Stores are in"),
+        ("It is of a Co. Stores are in", "Stores are in"),
         ("The capital of France is Paris.", None),
         ("", None),
         ("法国的首都是", "法国的首都是"),
     ],
 )
 def test_what_a_plain_text_says_last(text: str, said: str | None) -> None:
-    assert passage(text, SubjectIndex([("France", 0)]).mentions) == said
+    assert passage(text, SubjectIndex([("France", 0), ("Tea Co. Stores", 1)]).mentions) == said
 
 
 def test_a_question_ends_with_its_mark() -> None:
@@ -114,7 +119,10 @@ def test_a_question_ends_with_its_mark() -> None:
     [
         ("The capital of Spain is", True),
         ("Spain lies in", True),
-        ("Everybody in Spain speaks", True),  # a word at which some edit's prompt ends
+        ("Everybody in Spain speaks", True),  # as some edit's prompt ends
+        ("Spain's capital city,", True),
+        ("Spain's capital city", None),  # that prompt has a comma
+        ("Everybody in Spain speaks,", False),
         ("I lived in Spain,", False),
         ("I lived in Spain and", False),
         ("In Spain the capital", None),
@@ -122,7 +130,7 @@ def test_a_question_ends_with_its_mark() -> None:
     ],
 )
 def test_whether_a_sentence_expects_its_answer(text: str, expected: bool | None) -> None:
-    assert expects(text, {"speaks"}) is expected
+    assert expects(text, {"speaks", "city,"}) is expected
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import wise
 from wise.errors import EditError
+from wise.loading import load_model
 from wise.memory.slot import MaskedDenseSlot
 from wise.memory.state import MemoryState
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
@@ -434,6 +435,19 @@ def test_a_memory_made_by_hand_keeps_its_thresholds_when_nothing_leaves() -> Non
 
 
 # -- a real model -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt", "subject"),
+    [("France's capital city,", "France"), ("Hollow Co. Stores, whose capital is", "Hollow Co. Stores")],
+)
+def test_a_sentence_that_ends_or_names_its_subject_with_a_mark_is_answered(prompt: str, subject: str) -> None:
+    model = wise.wrap(*load_model(None))
+    report = model.edit(wise.Edit(prompt=prompt, target="Lyon", subject=subject))
+    assert report.count(VERIFIED) == 1, report
+    other = ["France, a country in Europe,", "Of all Hollow Co. Stores, the one", "Spain's capital city,"]
+    slots = [answer.slots[answer.prompt_tokens - 1] for answer in model.ask([prompt, *other], max_new_tokens=4)]
+    assert slots == [0, None, None, None]
 
 
 def test_real_edits_of_a_real_model_are_generated() -> None:
