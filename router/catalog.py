@@ -1,8 +1,9 @@
 """The catalog of a state: look-ups over all of its edits.
 
-It finds edits by the names in a text and by the nearest question, and knows the words at which the edits' own sentences
-end. A catalog is immutable. The catalog of a new state is derived from that of the most similar state in use, by the
-edits that were added and removed, so one more edit beside 100,000 costs the copying of some dictionaries.
+It finds edits by the names in a text, by the nearest question and by a finished sentence, and knows the words at which
+the edits' own sentences end. A catalog is immutable. The catalog of a new state is derived from that of the most
+similar state in use, by the edits that were added and removed, so one more edit beside 100,000 costs the copying of
+some dictionaries.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from wise.edits import Edit
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState, common_prefix, gc_paused
-from wise.router.subjects import SubjectIndex, names_of
-from wise.router.turns import ending, is_question, last_word
+from wise.router.subjects import SubjectIndex, names_of, words
+from wise.router.turns import ending, is_closed, is_question, last_sentence, last_word
 
+Sentence = tuple[str, ...]
+"""The words of a sentence, in lower case."""
 ROUNDING = 0.01
 """Rounding error of a product of keys that is computed in another order."""
 
@@ -88,6 +91,8 @@ class Catalog:
     """How the edits' own sentences end (`turns.ending`), counted."""
     unmarked_ends: Counter[str] = field(default_factory=Counter)
     """Last words of those that do not name the subject before their end: nothing else shows that an answer begins."""
+    finished: Mapping[Sentence, tuple[str, ...]] = field(default_factory=dict)
+    """Ids of the edits that are asked for by a text which ends with this sentence: "Name the capital of France."."""
     longest: int = 0
     """The most values that a slot has."""
     earlier: Questions | None = None
@@ -114,6 +119,14 @@ class Catalog:
                 ends[ending(text)] += by
                 if not marked:
                     unmarked[last_word(text)] += by
+        finished = dict(self.finished)
+        for edit in removed:
+            for sentence in _finished_sentences(edit):
+                others = tuple(each for each in finished.pop(sentence) if each != edit.id)
+                finished |= {sentence: others} if others else {}
+        for edit in added:
+            for sentence in _finished_sentences(edit):
+                finished[sentence] = (*finished.get(sentence, ()), edit.id)
         slots, longest = self._slots(state)
         return Catalog(
             state=state,
@@ -122,6 +135,7 @@ class Catalog:
             nameless=nameless,
             ends=+ends,
             unmarked_ends=+unmarked,
+            finished=finished,
             longest=longest,
             earlier=self.__dict__.get("questions", self.earlier),
         )
@@ -158,6 +172,24 @@ class Catalog:
     def namesakes(self, edit: Edit) -> list[str]:
         """Ids of the edits that share a name of this edit's subject; its own is one of them."""
         return list(dict.fromkeys(i for name in names_of(edit) for i in self.subjects.owners_of(name)))
+
+    @cached_property
+    def finished_ends(self) -> frozenset[str]:
+        """The last words of the edits' finished sentences."""
+        return frozenset(sentence[-1] for sentence in self.finished)
+
+    def finished_by(self, text: str, *, whole: bool) -> str | None:
+        """Id of the edit of which a text, that ends with a full stop, ends with the very words; of several, that of the
+        longest one. whole: the text is read from its beginning. Else the beginning of the edit's may lie before it."""
+        said = [word.text for word in words(text)]
+        found = dict[str, int]()
+        for edit_id in self.finished.get(_sentence(text), ()):
+            for own in _finished_texts(self.edits[edit_id]):
+                asked = [word.text for word in words(own)]
+                length = len(asked) if whole else min(len(asked), len(said))
+                if asked[-length:] == said[-length:]:
+                    found[edit_id] = max(length, found.get(edit_id, 0))
+        return max(found, key=lambda each: (found[each], self.slots[each]), default=None)
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
@@ -208,7 +240,20 @@ def _named(edits: Iterable[Edit]) -> Iterable[tuple[str, str]]:
 
 
 def _unfinished_sentences(edit: Edit) -> list[tuple[str, bool]]:
-    """Each of the edit's wordings that is no question, and whether it names the subject before its end."""
+    """Each of the edit's wordings that no mark ends, and whether it names the subject before its end."""
     names = tuple(name.casefold() for name in names_of(edit))
-    texts = [text for text in (edit.prompt, *edit.paraphrases) if not is_question(text)]
+    texts = [text for text in (edit.prompt, *edit.paraphrases) if not (is_question(text) or is_closed(text))]
     return [(text, bool(names) and not text.rstrip().casefold().endswith(names)) for text in texts]
+
+
+def _finished_texts(edit: Edit) -> list[str]:
+    return [text for text in (edit.prompt, *edit.paraphrases) if is_closed(text)]
+
+
+def _finished_sentences(edit: Edit) -> list[Sentence]:
+    """The last sentence of each of the edit's wordings that are finished, each once."""
+    return [sentence for sentence in dict.fromkeys(map(_sentence, _finished_texts(edit))) if sentence]
+
+
+def _sentence(text: str) -> Sentence:
+    return tuple(word.text for word in words(last_sentence(text)))

@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from wise.router.subjects import words
 
 QUESTION_MARKS = ("?", "？")
+CLOSING_MARKS = tuple(".!\"')]")
 
 
 class Endings:
@@ -27,6 +28,8 @@ class Endings:
         self._size = len(rows)
         self._always: list[int] = []
         """Those that end a question, and those whose text depends on what stands beside them."""
+        self._closing: list[int] = []
+        """Those that may end a finished sentence."""
         self._whole: dict[str, list[int]] = defaultdict(list)
         self._parts: dict[str, list[int]] = defaultdict(list)
         """By a word that may go on one of the tokens before."""
@@ -35,18 +38,20 @@ class Endings:
             if not text.isascii() or any(mark in text for mark in QUESTION_MARKS):
                 self._always.append(token)
                 continue
+            if any(mark in text for mark in CLOSING_MARKS):
+                self._closing.append(token)
             for word in words(text):
                 apart = not joins and text[: word.start][-1:].isspace()
                 (self._whole if apart else self._parts)[word.text].append(token)
 
-    def of(self, ends: Iterable[str]) -> np.ndarray:
+    def of(self, ends: Iterable[str], *, closing: bool = False) -> np.ndarray:
         """`[vocabulary + 1]` bool: the tokens with which one of these words may end. The last stands for all ids that
         the tokenizer does not know.
 
-        ends: in lower case, as `wise.router.subjects.words` has them.
+        ends: in lower case, as `wise.router.subjects.words` has them. closing: also those that may end a sentence.
         """
         found = np.zeros(self._size + 1, dtype=bool)
-        found[[*self._always, -1]] = True
+        found[[*self._always, *(self._closing if closing else ()), -1]] = True
         for word in set(ends):
             found[self._whole.get(word, [])] = True
             for start in range(len(word)):

@@ -42,6 +42,7 @@ from wise.router.turns import (
     WINDOW,
     ChatTemplate,
     expects,
+    is_closed,
     is_question,
     last_sentence,
     last_word,
@@ -200,7 +201,8 @@ class HybridRouter(Router):
     @cached_property
     def _endings(self) -> np.ndarray:
         """`[vocabulary + 1]` bool: see `wise.router.endings`; also the tokens that end a part of the chat template."""
-        found = endings(self.inputs.tokenizer).of([*self._catalog.subjects.ends, *self._catalog.unmarked_ends])
+        ends = [*self._catalog.subjects.ends, *self._catalog.unmarked_ends]
+        found = endings(self.inputs.tokenizer).of(ends, closing=bool(self._catalog.finished))
         template = self.inputs.template
         for part in () if template is None else (template.header, template.opening, template.system):
             found[list(part[-1:])] = True
@@ -251,7 +253,8 @@ class HybridRouter(Router):
         """Whether plain text can ask for an edit anywhere, or else at its end: it names an edited subject, is a
         question, or ends as a prompt does. Anywhere may be within a word, which a later token goes on."""
         found, subjects, ends = words(text), self._catalog.subjects, self._catalog.unmarked_ends
-        if subjects.among(found):
+        finished = self._catalog.finished_ends
+        if subjects.among(found) or any(word.text in finished for word in found):
             return True
         if at_end:
             return is_question(text) or self._ends_a_prompt(text)
@@ -263,12 +266,21 @@ class HybridRouter(Router):
         start = max(0, end + 1 - WINDOW)
         text = self._text(ids[start : end + 1])
         cut = words(text)[:1] if start else []  # it may be the end of a longer word, and is then no name
-        said = passage(text[cut[0].end :] if cut else text, self._catalog.subjects.mentions)
+        text = text[cut[0].end :] if cut else text
+        if self._catalog.finished and is_closed(text):
+            return self._finished(text, whole=not start)
+        said = passage(text, self._catalog.subjects.mentions)
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
         known = self._cached(key, lambda: self._completed(said))
         return None if known is NOTHING else known
+
+    def _finished(self, text: str, *, whole: bool) -> Decision | None:
+        """The same for text that ends with a full stop. It says something rather than to ask, so it asks for an edit
+        only in the very words of the edit."""
+        edit_id = self._catalog.finished_by(text, whole=whole)
+        return None if edit_id is None else Decision(slot=self._catalog.slots[edit_id], score=1.0, threshold=1.0)
 
     def _completed(self, said: str) -> Decision:
         """The same for a passage that is not cached. On a base with a chat template an unfinished sentence has a higher

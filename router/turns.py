@@ -153,7 +153,7 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
     mentions: the edited subjects that a text names. A mark in one, or right behind it, may be part of its name.
     """
     sentences = list(_sentences(text, mentions(text)))
-    if not sentences or _CLOSED.search(text):
+    if not sentences or is_closed(text):
         return None
     last = sentences[-1]
     if len(sentences) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
@@ -199,6 +199,11 @@ def refers_back(text: str, short: int = SHORT) -> bool:
 def names_subject(text: str) -> bool:
     """Whether a text names a subject, edited or not. A capital that begins a sentence does not show one: "Thanks!"."""
     return find_subject(_SENTENCE_BEGIN.sub(lambda begin: begin.group().lower(), text)) is not None
+
+
+def is_closed(text: str) -> bool:
+    """Whether a text ends with a full stop or an exclamation mark, quotes and brackets behind it or not."""
+    return bool(_CLOSED.search(text))
 
 
 def last_sentence(text: str) -> str:

@@ -21,7 +21,7 @@ from wise.router.catalog import EMPTY, Catalog, catalog_of, difference
 from wise.router.subjects import may_name, names_of
 
 SUBJECTS = ("Rome", "the Rome", "New York", "New York City", "São Paulo", "东京", "C++", "York", None)
-PROMPTS = ("The mayor of {} is", "Who runs {}?", "{}", "They moved to {}", "{} opens at")
+PROMPTS = ("The mayor of {} is", "Who runs {}?", "{}", "They moved to {}", "{} opens at", "Name the mayor of {}.")
 SIZE = 6
 
 
@@ -75,6 +75,7 @@ def told(catalog: Catalog) -> dict[str, object]:
         "nameless": set(catalog.nameless),
         "ends": dict(catalog.ends),
         "unmarked": dict(catalog.unmarked_ends),
+        "finished": {sentence: set(ids) for sentence, ids in catalog.finished.items()},
         "longest": catalog.longest,
         "nearest": [catalog.nearest(query, 4) for query in queries] if ids else [],
         "near": [catalog.near(query[None], 0.6) for query in queries] if ids else [],

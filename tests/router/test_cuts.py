@@ -110,13 +110,75 @@ def test_an_edit_is_silent_in_a_form_in_which_it_has_no_answer(answers: list[lis
     assert active == [bool(answer) for answer in answers]
 
 
-def test_a_name_that_begins_at_the_edge_of_what_is_read_is_one_only_if_it_is_a_word() -> None:
-    letters = sorted({*"wxz 0123456789"})
+def by_letters() -> PreTrainedTokenizerFast:
+    """A tokenizer with a token for each of a few letters."""
+    letters = sorted({*"vwxzWX .\"0123456789"})
     model = models.WordLevel({letter: i for i, letter in enumerate(["?", *letters])}, unk_token="?")
     cutting = Tokenizer(model)
     cutting.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     cutting.decoder = decoders.Fuse()
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=cutting, unk_token="?", clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(tokenizer_object=cutting, unk_token="?", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(scope="module")
+def finished() -> tuple[Any, Routed]:
+    """A tokenizer, and two edits that are asked for by finished sentences."""
+    tokenizer = by_letters()
+    edits = [
+        wise.Edit(id="short", prompt="x w50.", target="z9", subject="w50"),
+        wise.Edit(id="long", prompt="w50 zx v. x w50.", target="v", subject="w50"),
+    ]
+    answers = [[tokenizer(text)["input_ids"]] * 2 for text in (" z9", " v")]
+    return tokenizer, Routed(None, tokenizer, edits, answers)
+
+
+@given(parts=st.lists(st.sampled_from(["x w50.", "w50 zx v.", " ", " z9", " v", "x", ".", "zz w50", '"']), max_size=9))
+def test_a_finished_sentence_is_heard_however_it_is_cut(finished: tuple[Any, Routed], parts: list[str]) -> None:
+    tokenizer, routed = finished
+    ids = tokenizer("x" + "".join(parts))["input_ids"]
+    whole = routed(ids, ())
+    assert routed(ids, range(1, len(ids))) == whole == routed(ids, [len(ids) // 2] if len(ids) > 1 else ())
+    course, followed = Course(routed.router), set[int]()
+    for end in range(1, len(ids) + 1):
+        followed |= {place for place, _, value in course.read(np.array(ids[:end]), end - 1) if value != NO_SLOT}
+    assert sorted(followed) == sorted(whole)
+
+
+@pytest.mark.parametrize(
+    ("text", "slot"),
+    [
+        ("x w50.", 0),
+        ("zz. X W50. ", 0),
+        ("w50 zx v. x w50.", 1),  # that of the longest text
+        ("w50 zx z. x w50.", 0),  # another sentence before it
+        ("x w50", None),
+        ("z x w50.", None),  # not in the edit's own words
+        ("x zz w50.", None),
+        ("w50 zx v.", None),
+    ],
+)
+def test_a_finished_sentence_asks_in_the_very_words_of_an_edit(
+    finished: tuple[Any, Routed], text: str, slot: int | None
+) -> None:
+    tokenizer, routed = finished
+    ids = tokenizer(text)["input_ids"]
+    for head in ("", "z. " * WINDOW):
+        row = [*tokenizer(head)["input_ids"], *ids]
+        assert routed(row, ()).get(len(row) - 1, (None,))[0] == slot
+
+
+def test_of_a_finished_sentence_that_is_longer_than_what_is_read_the_end_is_compared() -> None:
+    tokenizer = by_letters()
+    text = "w50 zx " + "z" * (2 * WINDOW) + ". x w50."
+    routed = Routed(None, tokenizer, [wise.Edit(id="long", prompt=text, target="v", subject="w50")], [[[1], [1]]])
+    ids = tokenizer(text)["input_ids"]
+    whole = routed(ids, ())
+    assert len(ids) - 1 in whole and routed(ids, range(1, len(ids))) == whole
+    assert not routed(tokenizer("x w50.")["input_ids"], ()), "the end alone"
+
+
+def test_a_name_that_begins_at_the_edge_of_what_is_read_is_one_only_if_it_is_a_word() -> None:
+    tokenizer = by_letters()
     routed = Routed(None, tokenizer)
 
     def active(head: str, length: int) -> list[int]:
