@@ -18,12 +18,16 @@ from typing import Generic, TypeVar
 from wise.edits import Edit
 
 _WORD = re.compile(
-    r"[぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]|"
-    r"(?!(?<=['’])s\b)[^\W_]+(?:['’](?!s\b)[^\W_]+|[\u0300-\u036f]+[^\W_]*)*|[+#&@$€£%]+",
-    re.IGNORECASE,
+    r"""
+    [぀-ヿ㐀-䶿一-鿿豈-﫿가-힯฀-๿]  # a character of a script that puts no spaces between words
+    | (?!(?<=['’])s\b)  # not the s of a possessive
+      [^\W_]+
+      (?: ['’](?!s\b)[^\W_]+  # as in O'Brien
+        | [\u0300-\u036f]+[^\W_]* )*  # accents that are characters of their own
+    | [+#&@$€£%]+  # as in C++
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-"""A word, but not the s of a possessive, and with accents that are characters of their own; a character of a script
-that puts no spaces between words; or symbols, as in `C++`."""
 PLACEHOLDER = "this"
 """Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
 ARTICLES = frozenset({"the", "a", "an"})
@@ -160,11 +164,14 @@ _INTERJECTIONS = re.compile(
 """What a turn may begin with before its question."""
 _FULL_STOP = re.compile(r"(?<=\w{4})\.$")
 """Of a sentence, not of an abbreviation."""
+_CAPITAL, _REST = "[A-Z0-9À-ÞĀ-Ž]", r"[\w.&+#'’-]*"
+_SMALL = r"(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)"
+_NEW_SENTENCE = (
+    rf"(?<=\.)(?<!\b(?:Mr|Dr|St)\.)\s+(?:{'|'.join(sorted(map(str.title, _ORDINARY)))})\b(?!\.)"
+)
 _CAPITALS = re.compile(
-    r"(?<![\w])(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*[A-Za-zÀ-ž][\w.&+#'’-]*|[A-ZÀ-Þ])"
-    rf"(?:(?!(?<=\.)(?<!\b(?:Mr|Dr|St)\.)\s+(?:{'|'.join(sorted(map(str.title, _ORDINARY)))})\b(?!\.))"
-    r"\s+(?:(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)\s+){0,2}"
-    r"(?:[A-Z0-9À-ÞĀ-Ž][\w.&+#'’-]*))*"
+    rf"(?<![\w])(?:{_CAPITAL}{_REST}[A-Za-zÀ-ž]{_REST}|[A-ZÀ-Þ])"
+    rf"(?:(?!{_NEW_SENTENCE})\s+(?:{_SMALL}\s+){{0,2}}(?:{_CAPITAL}{_REST}))*"
 )
 """Capitalised words, with small words between them; not across a full stop with a common word behind it."""
 
