@@ -67,8 +67,8 @@ class Edit:
     """
 
     prompt: str = ""
-    """A question, or the beginning of a sentence that the target completes. Left out, it is the last of `messages`. If
-    that one refers to an earlier one ("What is its capital?"), give the whole question."""
+    """A question, an instruction, or the beginning of a text that the target completes. Left out, it is the last of
+    `messages`. If that one refers to an earlier one ("What is its capital?"), give the whole question."""
     target: str
     """The wanted answer, without a terminator."""
     id: str = ""
