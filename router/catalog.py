@@ -179,8 +179,11 @@ class Catalog:
         return frozenset(sentence[-1] for sentence in self.finished)
 
     def finished_by(self, text: str, *, whole: bool) -> str | None:
-        """Id of the edit of which a text, that ends with a full stop, ends with the very words; of several, that of the
-        longest one. whole: the text is read from its beginning. Else the beginning of the edit's may lie before it."""
+        """The id of the edit whose own finished text stands at the end of `text`, word by word. If there are several it
+        is that of the longest one.
+
+        whole: `text` is read from its beginning. Otherwise an edit's text may begin before it.
+        """
         said = [word.text for word in words(text)]
         found = dict[str, int]()
         for edit_id in self.finished.get(_sentence(text), ()):

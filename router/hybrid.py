@@ -277,8 +277,8 @@ class HybridRouter(Router):
         return None if known is NOTHING else known
 
     def _finished(self, text: str, *, whole: bool) -> Decision | None:
-        """The same for text that ends with a full stop. It says something rather than to ask, so it asks for an edit
-        only in the very words of the edit."""
+        """The same for text that ends with a full stop. Most of such text asks nothing, so it asks for an edit only in
+        the edit's own words."""
         edit_id = self._catalog.finished_by(text, whole=whole)
         return None if edit_id is None else Decision(slot=self._catalog.slots[edit_id], score=1.0, threshold=1.0)
 
