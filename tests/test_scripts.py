@@ -284,6 +284,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     faiss.omp_set_num_threads(of_faiss)
 
 
+@pytest.mark.slow
 def test_the_bench_of_costs_ends_with_its_figures_as_json(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -300,6 +301,7 @@ def test_the_bench_of_costs_ends_with_its_figures_as_json(
         assert (row["decide_milliseconds"] is not None) == (row["mode"] == "hybrid" and row["edits"] > 0)
 
 
+@pytest.mark.slow
 def test_the_bench_of_costs_serves_larger_memories_of_hybrid_alone(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -310,6 +312,7 @@ def test_the_bench_of_costs_serves_larger_memories_of_hybrid_alone(
         bench("--edits", "1", "--modes", "merge", "--sizes", "3", "--repeats", "1", script="bench_cost.py")
 
 
+@pytest.mark.slow
 def test_the_bench_of_many_edits_ends_with_its_figures_as_json(
     bench: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -284,8 +284,9 @@ def continuously(watched: Watched, rows: Sequences, page: int = 16, **options: A
 
 
 @two
-@pytest.mark.parametrize("page", [16, 4])
-@pytest.mark.parametrize("forks", [1, 3])
+@pytest.mark.parametrize(
+    ("page", "forks"), [(4, 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in ((4, 1), (16, 1), (16, 3)))]
+)
 def test_requests_that_are_packed_into_one_row_are_told_apart(model_type: str, page: int, forks: int) -> None:
     """Pages are used again by later requests; some begin alike and share them; those that fork copy them."""
     watched = Watched(model_type)

@@ -111,6 +111,7 @@ def test_a_memory_that_grows_with_every_edit_does_not_compile_anew_with_every_ed
 # -- hybrid, whose router reads ids and not tensors: the graph breaks around it --------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["llama", "gpt2", "gemma2", "opt"])
 def test_the_hybrid_forward_compiles_in_pieces_and_is_equal_to_eager(model_type: str) -> None:
     wrapped = wrap_tiny(model_type, "hybrid", layer=LAYER)
@@ -125,6 +126,7 @@ def test_the_hybrid_forward_compiles_in_pieces_and_is_equal_to_eager(model_type:
         logits(torch.compile(wrapped, fullgraph=True, backend="eager"))
 
 
+@pytest.mark.slow
 def test_a_compiled_hybrid_model_generates_what_an_eager_one_does() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
     expected = generated(wrapped, BATCH)
@@ -135,6 +137,7 @@ def test_a_compiled_hybrid_model_generates_what_an_eager_one_does() -> None:
         assert generated(base, BATCH) != expected
 
 
+@pytest.mark.slow
 def test_a_hybrid_memory_that_grows_with_every_edit_does_not_compile_anew_with_every_edit() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
     graphs: list[int] = []
@@ -172,6 +175,7 @@ def test_wrapping_a_model_that_is_compiled_already_takes_effect() -> None:
     torch.testing.assert_close(logits(compiled), plain)
 
 
+@pytest.mark.slow
 def test_a_model_that_is_compiled_in_place_is_asked_compiled_and_edited_eagerly() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
     alone = wrapped.ask("w5 w6", max_new_tokens=2)

@@ -102,6 +102,7 @@ def test_a_model_on_two_devices_says_what_one_on_one_says(apart: None, mode: str
     assert model.fingerprint() == plain.fingerprint()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [LAYER, LAYER + 1])
 def test_a_model_on_two_devices_is_edited_as_one_on_one(
     apart: None, first: int, here: wise.WiseModel, tmp_path: Path
@@ -109,6 +110,7 @@ def test_a_model_on_two_devices_is_edited_as_one_on_one(
     is_edited_alike(wrapped(spread(first)), here, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["merge", "retrieve"])
 def test_shared_weights_are_fitted_on_two_devices_as_on_one(apart: None, mode: str) -> None:
     reports = [wrapped(model, mode, max_steps=3).edit(EDITS) for model in (tiny_model("llama"), spread(LAYER))]

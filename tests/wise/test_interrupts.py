@@ -123,6 +123,7 @@ def test_what_is_served_is_swapped_with_its_edits(mode: str) -> None:
     assert total > 5 and not bad
 
 
+@pytest.mark.slow
 @modes
 def test_a_model_is_wrapped_and_unwrapped_whole_or_not_at_all(mode: str) -> None:
     model = tiny_model("llama")

@@ -458,6 +458,7 @@ def test_a_sentence_that_ends_or_names_its_subject_with_a_mark_is_answered(promp
     assert slots == [0, *[None] * len(other)]
 
 
+@pytest.mark.slow
 def test_real_edits_of_a_real_model_are_generated() -> None:
     folder = shared("models/factlm")
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -44,6 +44,7 @@ def trained(demo: EditingContext, request: pytest.FixtureRequest) -> Iterator[Hy
     editor.unwrap()
 
 
+@pytest.mark.slow
 def test_edits_of_the_shipped_model_are_generated(trained: HyperEditor[Any]) -> None:
     reports = []
     for record in records(4):

@@ -333,6 +333,7 @@ def test_evaluate_refuses_what_it_cannot_do() -> None:
         evaluate(model, tokenizer, RECORDS, editor="wise-mrge")
 
 
+@pytest.mark.slow
 def test_real_edits_of_a_real_model_hold() -> None:
     folder = shared("models/factlm")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)

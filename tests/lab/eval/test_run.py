@@ -51,6 +51,7 @@ def whole(base: tuple[Any, Any], scope: Scope) -> Evaluation:
     return run(base, scope)
 
 
+@pytest.mark.slow
 def test_a_run_has_every_part_that_a_file_of_it_needs(whole: Evaluation) -> None:
     found = whole.to_dict(outcomes=True) | {"data": {}}
     assert set(KEYS) <= set(found)
@@ -59,10 +60,12 @@ def test_a_run_has_every_part_that_a_file_of_it_needs(whole: Evaluation) -> None
     assert "outcomes" not in whole.to_dict()
 
 
+@pytest.mark.slow
 def test_a_run_made_again_has_the_same_figures(base: tuple[Any, Any], scope: Scope, whole: Evaluation) -> None:
     assert figures(run(base, scope)) == figures(whole)
 
 
+@pytest.mark.slow
 def test_a_run_of_hybrid(base: tuple[Any, Any], scope: Scope, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
     found = run(base, scope, editor="wise-hybrid")
@@ -73,6 +76,7 @@ def test_a_run_of_hybrid(base: tuple[Any, Any], scope: Scope, monkeypatch: pytes
     assert routing.classes["same_relation"]["opened"] == 0 and routing.false_routes_per_million == 0
 
 
+@pytest.mark.slow
 def test_batches_are_part_of_what_a_run_is(base: tuple[Any, Any]) -> None:
     """Edits given one by one are not the edits given at once, but both hold."""
     one_by_one = run(base, Scope(), batch=1)

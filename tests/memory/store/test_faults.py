@@ -85,6 +85,7 @@ def test_killed_at_any_passage_of_a_point_nothing_is_lost_or_wrong(point: str) -
     assert reports.reported == 4 and len(reports.acknowledged) == 3
 
 
+@pytest.mark.slow
 def test_killed_at_random_instants_nothing_is_lost_or_wrong() -> None:
     with new_folder() as parent:
         found = soak.soak(30, seed=1, named=0.3, parent=parent)

@@ -432,6 +432,7 @@ def test_own_warnings_reach_stderr(tiny: Path) -> None:
     assert "WARNING: the base gave" in result.stderr and "WARNING" not in result.stdout
 
 
+@pytest.mark.slow
 def test_the_demo_edits_the_shipped_model_and_draws_what_it_measured(tmp_path: Path) -> None:
     picture = tmp_path / "routing.png"
     file = tmp_path / "records.jsonl"

@@ -148,6 +148,7 @@ def test_a_token_of_a_namespace_sees_no_more(
 # -- 2. what the service does -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_the_service_does_not_do_is_said(browser: Browser, served: Running) -> None:
     now = STATUS | {"editor": EDITOR | {"restarts": 0}}
     with opened(browser, served) as page:

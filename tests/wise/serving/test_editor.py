@@ -302,6 +302,7 @@ def test_an_edit_that_takes_too_much_memory_says_so(tmp_path: Path, monkeypatch:
         assert failed.verified is not None and "more memory than edit_memory=8 GiB" in failed.verified["why"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_the_editor_gets_no_more_memory_than_it_may() -> None:
     asks = (

@@ -102,6 +102,7 @@ def test_a_transaction_that_was_cut_off_does_not_go_on_in_another_session(url: s
         assert statuses(reader) == statuses(writer) == {"e1": "live"}
 
 
+@pytest.mark.slow
 def test_processes_killed_lose_nothing(url: str) -> None:
     reports = soak.Reports()
     rng = random.Random(3)
@@ -180,6 +181,7 @@ def test_a_journal_of_the_first_schema_keeps_all_it_says(url: str) -> None:
         assert store.log() == events and store.check().problems == ()
 
 
+@pytest.mark.slow
 def test_what_is_erased_is_in_no_table_and_no_file_of_the_server_but_its_log(server: Server, url: str) -> None:
     import psycopg
 
