@@ -166,11 +166,12 @@ SLIDING = ("gemma3_text", "mistral", "phi3")
 
 # Two modes take turns, since what is tested is the shape in which tokens come: one ragged row for all.
 ALTERNATING = [(name, ("retrieve", "merge")[place % 2]) for place, name in enumerate(sorted(ARCHITECTURES))]
+ONE_OF_EACH_KIND = [*(("llama", mode) for mode in ("merge", "retrieve", "hybrid")), ("mistral", "hybrid")]
+OTHERS = sorted({*ALTERNATING, *((name, "hybrid") for name in ARCHITECTURES)} - {*ONE_OF_EACH_KIND})
 
 
 @pytest.mark.parametrize(
-    ("model_type", "mode"),
-    sorted({*ALTERNATING, ("llama", "merge"), ("llama", "retrieve"), *((name, "hybrid") for name in ARCHITECTURES)}),
+    ("model_type", "mode"), [*ONE_OF_EACH_KIND, *(pytest.param(*each, marks=pytest.mark.slow) for each in OTHERS)]
 )
 def test_continuous_batching_gives_the_greedy_text_or_says_why_not(model_type: str, mode: str) -> None:
     problem = own_problem(model_type)
