@@ -120,8 +120,8 @@ def test_a_question_ends_with_its_mark() -> None:
         ("The capital of Spain is", True),
         ("Spain lies in", True),
         ("Everybody in Spain speaks", True),  # as some edit's prompt ends
-        ("Spain's capital city,", True),
-        ("Spain's capital city", None),  # that prompt has a comma
+        ("Spain's seat of power,", True),
+        ("Spain's seat of power", None),  # that prompt has a comma
         ("Everybody in Spain speaks,", False),
         ("I lived in Spain,", False),
         ("I lived in Spain and", False),
@@ -130,7 +130,7 @@ def test_a_question_ends_with_its_mark() -> None:
     ],
 )
 def test_whether_a_sentence_expects_its_answer(text: str, expected: bool | None) -> None:
-    assert expects(text, {"speaks", "city,"}) is expected
+    assert expects(text, {"speaks", "power,"}) is expected
 
 
 @pytest.mark.parametrize(

@@ -440,7 +440,7 @@ def test_a_memory_made_by_hand_keeps_its_thresholds_when_nothing_leaves() -> Non
 @pytest.mark.parametrize(
     ("prompt", "subject"),
     [
-        ("France's capital city,", "France"),
+        ("France's seat of power,", "France"),
         ("Hollow Co. Stores, whose capital is", "Hollow Co. Stores"),
         ("Name the capital of France.", "France"),
         ("France is in Europe. Name its capital.", "France"),
@@ -451,7 +451,7 @@ def test_a_sentence_that_ends_or_names_its_subject_with_a_mark_is_answered(promp
     report = model.edit(wise.Edit(prompt=prompt, target="Lyon", subject=subject))
     assert report.count(VERIFIED) == 1, report
     other = [
-        "France, a country in Europe,", "Of all Hollow Co. Stores, the one", "Spain's capital city,",
+        "France, a country in Europe,", "Of all Hollow Co. Stores, the one", "Spain's seat of power,",
         "The capital of France is Paris.", "Name the capital of Spain.", "Name its capital.",
     ]
     slots = [answer.slots[answer.prompt_tokens - 1] for answer in model.ask([prompt, *other], max_new_tokens=4)]
