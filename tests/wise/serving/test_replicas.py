@@ -45,6 +45,7 @@ def left(served: Running) -> int:
         return int(execute("SELECT COUNT(*) FROM commands")[0][0])
 
 
+@pytest.mark.slow
 def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(place) as writer, running(place, editor_state=WAITING) as reader:
         [live] = reader.edit(LYON)
@@ -72,6 +73,7 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
         assert left(reader) == 0
 
 
+@pytest.mark.slow
 def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
     words = ("Lyon", "France", "Zebedee", "Kierkegaard")
 
