@@ -25,7 +25,7 @@ from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState, common_prefix, gc_paused
 from wise.router.subjects import SubjectIndex, names_of, words
-from wise.router.turns import ending, is_closed, is_question, last_sentence, last_word
+from wise.router.turns import ending, is_finished, is_question, last_sentence, last_word
 
 Sentence = tuple[str, ...]
 """The words of a sentence, in lower case."""
@@ -184,11 +184,11 @@ class Catalog:
 
         whole: `text` is read from its beginning. Otherwise an edit's text may begin before it.
         """
-        said = [word.text for word in words(text)]
+        said = _words(text)
         found = dict[str, int]()
         for edit_id in self.finished.get(_sentence(text), ()):
             for own in _finished_texts(self.edits[edit_id]):
-                asked = [word.text for word in words(own)]
+                asked = _words(own)
                 length = len(asked) if whole else min(len(asked), len(said))
                 if asked[-length:] == said[-length:]:
                     found[edit_id] = max(length, found.get(edit_id, 0))
@@ -243,14 +243,14 @@ def _named(edits: Iterable[Edit]) -> Iterable[tuple[str, str]]:
 
 
 def _unfinished_sentences(edit: Edit) -> list[tuple[str, bool]]:
-    """Each of the edit's wordings that no mark ends, and whether it names the subject before its end."""
+    """Each of the edit's wordings that is to be completed, and whether it names the subject before its end."""
     names = tuple(name.casefold() for name in names_of(edit))
-    texts = [text for text in (edit.prompt, *edit.paraphrases) if not (is_question(text) or is_closed(text))]
+    texts = [text for text in (edit.prompt, *edit.paraphrases) if not (is_question(text) or is_finished(text))]
     return [(text, bool(names) and not text.rstrip().casefold().endswith(names)) for text in texts]
 
 
 def _finished_texts(edit: Edit) -> list[str]:
-    return [text for text in (edit.prompt, *edit.paraphrases) if is_closed(text)]
+    return [text for text in (edit.prompt, *edit.paraphrases) if is_finished(text)]
 
 
 def _finished_sentences(edit: Edit) -> list[Sentence]:
@@ -259,4 +259,8 @@ def _finished_sentences(edit: Edit) -> list[Sentence]:
 
 
 def _sentence(text: str) -> Sentence:
-    return tuple(word.text for word in words(last_sentence(text)))
+    return _words(last_sentence(text))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.text for word in words(text))

@@ -42,7 +42,7 @@ from wise.router.turns import (
     WINDOW,
     ChatTemplate,
     expects,
-    is_closed,
+    is_finished,
     is_question,
     last_sentence,
     last_word,
@@ -267,7 +267,7 @@ class HybridRouter(Router):
         text = self._text(ids[start : end + 1])
         cut = words(text)[:1] if start else []  # it may be the end of a longer word, and is then no name
         text = text[cut[0].end :] if cut else text
-        if self._catalog.finished and is_closed(text):
+        if self._catalog.finished and is_finished(text):
             return self._finished(text, whole=not start)
         said = passage(text, self._catalog.subjects.mentions)
         if said is None:

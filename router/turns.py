@@ -32,9 +32,10 @@ _SENTENCE_BEGIN = re.compile(r"(?:^|\n|[.!?:])\W*\w")
 _QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
 _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：](?:\s*(?:the|an?))?\s*$", re.IGNORECASE)
 """A label before an answer, such as "Answer:" or "Answer: the"."""
-_CLOSED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
+_FINISHED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
 
 _MARKS = ",;(–—-"
+"""Marks within a sentence."""
 _UNFINISHED = re.compile(
     rf"(?:[{_MARKS}]|\b(?:and|or|but|who|whose|which|that|because|while|also|not))\s*$", re.IGNORECASE
 )
@@ -153,7 +154,7 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
     mentions: the edited subjects that a text names. A mark in one, or right behind it, may be part of its name.
     """
     sentences = list(_sentences(text, mentions(text)))
-    if not sentences or is_closed(text):
+    if not sentences or is_finished(text):
         return None
     last = sentences[-1]
     if len(sentences) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
@@ -201,9 +202,9 @@ def names_subject(text: str) -> bool:
     return find_subject(_SENTENCE_BEGIN.sub(lambda begin: begin.group().lower(), text)) is not None
 
 
-def is_closed(text: str) -> bool:
+def is_finished(text: str) -> bool:
     """Whether a text ends with a full stop or an exclamation mark, quotes and brackets behind it or not."""
-    return bool(_CLOSED.search(text))
+    return bool(_FINISHED.search(text))
 
 
 def last_sentence(text: str) -> str:
