@@ -48,6 +48,11 @@ def own_keys(keys: Tensor, edit: Edit) -> Tensor:
     return masked_keys(keys, names_of(edit))[: 1 + len(own_texts(edit))]
 
 
+def own_centre(keys: Tensor, edit: Edit) -> Tensor:
+    """`[1, r]` the centre of the relation nearest to an edit with a subject; `[0, r]` if its reader knows none."""
+    return masked_keys(keys, names_of(edit))[1 + len(own_texts(edit)) :]
+
+
 def own_vectors(keys: Tensor) -> Tensor:
     """`[2, r]` of the keys of an edit with a subject: its question, and the question with the answer."""
     return keys[1:3].float()

@@ -1,6 +1,7 @@
 """The relation of an edit among those that ship with wise, and its rivals: what else may be asked about its subject.
 
-A question about an edit's subject that is much nearer to a rival than to the edit does not ask for the edit.
+A question about an edit's subject that is much nearer to a rival than to the edit does not ask for the edit. Two edits
+of which each is much nearer to its own relation than to the other's ask different questions.
 """
 
 from __future__ import annotations
@@ -46,3 +47,12 @@ def rivals(vectors: Tensor, reader: RelationReader) -> Tensor:
     if float(scores[own]) < SURE:
         return torch.zeros(0, dtype=torch.long)
     return ((kinds == kinds[own]) & (scores < scores[own] - MAY_BE_SAME)).nonzero()[:, 0]
+
+
+def relations_differ(first: Tensor, second: Tensor, centres: Tensor) -> bool:
+    """Whether two edits are of two relations: on average each scores less for the other's by more than `MAY_BE_SAME`.
+
+    first, second: `[2, r]` their vectors, as for `relation_scores`. centres: `[2, r]` of their nearest relations.
+    """
+    own, others = torch.stack([relation_scores(first, centres), relation_scores(second, centres.flip(0))]).T
+    return float((own - others).mean()) > MAY_BE_SAME

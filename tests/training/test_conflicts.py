@@ -110,6 +110,19 @@ def test_edits_without_a_subject_must_come_nearer() -> None:
     assert superseded(memory(("a", "x", 1), ("b", "y", 0.75))) == [("a", "b")]
 
 
+def test_edits_of_two_relations_that_are_told_apart_stay_although_their_questions_are_alike() -> None:
+    def of(first: float, second: float) -> MemoryState:
+        """The answers, and the relations they are nearest to, lie as far to the side of one question and the other."""
+        state, side = memory(("a", "x", 1), ("b", "y", 1)), [(1 - n**2) ** 0.5 for n in (first, second)]
+        of_a, of_b = torch.tensor([first, side[0]]), torch.tensor([second, -side[1]])
+        keys = {i: torch.cat([state.keys[i], of_it[None], of_it[None]]) for i, of_it in (("a", of_a), ("b", of_b))}
+        return replace(state, keys=keys)
+
+    assert superseded(of(0.8, 0.8)) == []
+    assert superseded(of(1, 1)) == superseded(of(0.99, 0.99)) == [("a", "b")]
+    assert superseded(memory(("a", "x", 1), ("b", "y", 1))) == [("a", "b")]  # whose reader knows no relations
+
+
 def test_only_what_was_just_written_takes_a_place_and_only_of_what_came_before() -> None:
     state = memory(("a", "x", 1), ("b", "y", 1), ("c", "z", 1))
     assert superseded(state) == [("a", "c"), ("b", "c")]

@@ -30,7 +30,7 @@ def eval_chat(
     facts: Annotated[Path | None, Option(exists=True, help="File of facts. Left out: those that ship.")] = None,
     half: Annotated[str | None, Option(help="Of the shipped facts: judge or fit. Left out: judge.")] = None,
     kinds: Annotated[
-        str | None, Option(help="Of the shipped facts, with commas: known, private, nameless. Left out: known,private.")
+        str | None, Option(help="Shipped facts of known,private,nameless,several. Left out: the first two.")
     ] = None,
     data: Annotated[Path | None, Option(help="File or folder of edits, instead of the shipped facts.")] = None,
     read: options.FormatOptions,

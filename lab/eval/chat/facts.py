@@ -1,7 +1,8 @@
 """Everyday facts to edit into a chat model, each with the questions that measure the edit.
 
-108 ship with wise (`everyday.jsonl`): facts that a small chat model knows, facts of a firm or a person that no model
-knows, and facts without a name to hold on to. Half of each kind is for fitting and choosing, half for judging.
+208 ship with wise (`everyday.jsonl`): facts that a small chat model knows, facts of a firm or a person that no model
+knows, facts without a name to hold on to, and several facts of each of twenty subjects. Half of each kind is for
+fitting and choosing, half for judging.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from wise.formats.tracked_row import unread
 logger = logging.getLogger(__name__)
 
 HALVES = ("fit", "judge")
-KINDS = ("known", "private", "nameless")
+KINDS = ("known", "private", "nameless", "several")
 LISTS = ("aliases", "paraphrases", "same_subject", "neighbours")
 FIELDS = ("prompt", "target", "subject", "answer", "kind", "half", *LISTS)
 """Fields of a fact in a file; `LISTS` are lists of texts."""

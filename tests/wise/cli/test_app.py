@@ -533,7 +533,7 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_a_model_is_loaded(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--kinds", "known,privat"], "kinds='privat': expected some of known, private, nameless"),
+        (["--kinds", "known,privat"], "kinds='privat': expected some of known, private, nameless, several"),
         (["--data", "DATA", "--skip", "5"], "no fact is left to edit"),
         (["--skip", "20"], "--known and --skip"),
         (["--facts", "DATA", "--known"], "--known and --skip"),
