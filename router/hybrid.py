@@ -1,7 +1,8 @@
 """The hybrid router: an edit is active where the text asks its question about its subject, until its answer is said.
 
 1. *Which edits are candidates?* Those whose subject the text names (`wise.router.subjects`). If it names none, those
-   whose whole question is very close, found among all keys with FAISS; of edits without a subject, these in any case.
+   whose whole question is very close, found among all keys with FAISS, unless another name stands in the subject's
+   place; of edits without a subject, the close ones in any case.
 2. *Does the text ask the edit's question?* The relation reader's vector of the text is compared with the edit's keys
    (`wise.router.readers`), and with what else may be asked about its subject (`wise.router.relations`).
 3. *Where does the answer begin?* At the end of the user's turn in a chat. In plain text, at the end of a question, and
@@ -36,7 +37,7 @@ from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
 from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
-from wise.router.subjects import Mention, beginnings, masked, names_of, words
+from wise.router.subjects import Mention, beginnings, masked, names_another, names_of, words
 from wise.router.turns import (
     NEVER,
     WINDOW,
@@ -328,7 +329,9 @@ class HybridRouter(Router):
             keys, names = self._keys_and_names(slot)
             if not (texts and names):  # what names an edited subject is not about another one
                 asked, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
-                best = self._better(best, slot, whole_keys(keys, names), asked, least)
+                found = self._better(best, slot, whole_keys(keys, names), asked, least)
+                if not (found.open and names and names_another(question, self._catalog.edits[edit_id].prompt, names)):
+                    best = found
         return best
 
     def _rivals_score(self, keys: Tensor, asked: Tensor) -> float:

@@ -12,6 +12,7 @@ import re
 import unicodedata
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from functools import lru_cache
 from typing import Generic, TypeVar
 
@@ -31,6 +32,8 @@ _WORD = re.compile(
 PLACEHOLDER = "this"
 """Replaces the subject in a question before its relation is read, since a name says nothing about the relation."""
 ARTICLES = frozenset({"the", "a", "an"})
+SPELLING = 0.7
+"""How alike two spellings of a word are at least (the ratio of `SequenceMatcher`)."""
 Owner = TypeVar("Owner", bound=Hashable)
 """What a name belongs to: a number, or an id."""
 
@@ -263,6 +266,41 @@ def may_name(texts: Iterable[str], names: Iterable[str]) -> set[int]:
     longest = {max(key, key=len) for key in map(name_key, names) if key}
     folded = [text.lower() if text.isascii() else _folded(text) for text in texts]  # calls would take the time
     return {place for word in longest for place, text in enumerate(folded) if word in text}
+
+
+def names_another(text: str, prompt: str, names: Sequence[str]) -> bool:
+    """Whether a text has another name in place of the subject of a prompt: "the Mossbank Library", "Windows 10".
+
+    It lacks words of each name of the subject, and has words of a name that the prompt has not. A name that is
+    misspelt, shortened or written in initials is not another one.
+    """
+    found, known = words(text), {word.text for known in (prompt, *names) for word in words(known)}
+    present = {word.text for word in found}
+    new = [w for w in found if w.text not in known and _is_of_name(w)]
+    own = [w.text for w in new if w.text.isdigit() or not _begins_sentence(text, w.start)]
+    for name in names:
+        parts = words(name)
+        lacking = [w.text for w in [*filter(_is_of_name, parts)] or parts if w.text not in present]
+        missed = [one for one in lacking if not any(_alike(one, other) for other in own)]
+        others = [one for one in own if not any(_alike(one, other) for other in lacking)]
+        if not missed or not others or _initials(missed) in others or _initials(others) in missed:
+            return False
+    return True
+
+
+def _is_of_name(word: Word) -> bool:
+    return word.written[:1].isupper() or word.written[:1].isdigit()
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two words may be one, shortened or misspelt. Numbers are one or the other."""
+    if any(character.isdigit() for character in one + other):
+        return one == other
+    return one.startswith(other) or other.startswith(one) or SequenceMatcher(None, one, other).ratio() >= SPELLING
+
+
+def _initials(parts: Sequence[str]) -> str:
+    return "".join(part[0] for part in parts)
 
 
 def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:

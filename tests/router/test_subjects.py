@@ -7,7 +7,7 @@ import unicodedata
 import pytest
 
 from wise.edits import Edit
-from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_of, words
+from wise.router.subjects import PLACEHOLDER, SubjectIndex, find_subject, masked, names_another, names_of, words
 
 INDEX = SubjectIndex(
     (name, n) for n, name in enumerate(("France", "the United States", "Thornapple & Daughters", "东京", "C++"))
@@ -136,3 +136,26 @@ def test_a_subject_that_is_given_counts() -> None:
     edit = Edit(prompt="Who wrote Hamlet in London?", target="Marlowe", subject="London", aliases=("the City",))
     assert names_of(edit) == ("London", "the City")
     assert names_of(Edit(prompt="How long is a fortnight?", target="ten days")) == ()
+
+
+@pytest.mark.parametrize(
+    ("names", "text", "another"),
+    [
+        (["Calder Library"], "When does the Mossbank Library open?", True),
+        (["Windows 8"], "When does Windows 10 open?", True),
+        (["HD 34626"], "When does HD 53680 open?", True),
+        (["Calder Library"], "When does Calder library open?", False),
+        (["Calder Library"], "When does Calder open?", False),
+        (["Calder Library"], "When does the library open?", False),
+        (["Calder Library"], "When does Caldre Library open?", False),
+        (["Calder Library"], "Does Calder Library open on Sundays?", False),
+        (["John F. Kennedy"], "When does JFK open?", False),
+        (["JFK"], "When does John Fitzgerald Kennedy open?", False),
+        (["JFK", "Kennedy Airport"], "When does Kennedy open?", False),
+        (["the payments team"], "When does the mapping team open?", False),  # neither is written as a name
+        (["Calder Library"], "Tell me when it opens.", False),
+        (["东京"], "大阪什么时候开门？", False),
+    ],
+)
+def test_another_name_in_place_of_the_subject_is_seen(names: list[str], text: str, another: bool) -> None:
+    assert names_another(text, f"When does {names[0]} open?", names) is another

@@ -371,3 +371,13 @@ def test_what_names_an_edited_subject_does_not_ask_about_another_one() -> None:
     router = HybridRouter(model.state, model.inputs)
     found = [router.decide(text) for text in ("w81 w51 w52", "w80 w51 w52", "w80 w5 w6 w7")]
     assert [(each.open, each.slot) for each in found if each.slot != 1 or each.open] == [(True, 0), (True, 2)]
+
+
+def test_what_names_another_subject_in_place_of_the_edits_own_does_not_ask_for_it() -> None:
+    model = chat_model()
+    model.edit(wise.Edit(prompt="w5 w6 w7 w8 w80", target="w73", subject="w80"))
+    assert model.inputs is not None
+    model.inputs.reader.unnamed_threshold = 0.5
+    router = HybridRouter(model.state, model.inputs)
+    asked = ("w5 w6 w7 w8 w80", "w5 w6 w7 w8 w9", "w5 w6 w7 w8 Paris")
+    assert [router.decide(text).open for text in asked] == [True, True, False]
