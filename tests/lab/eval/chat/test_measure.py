@@ -19,7 +19,6 @@ from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import EditReport
 
-
 LEAST = {"several": (2, 2, 1)}
 """How many questions of each kind a fact has at least; (5, 3, 3) otherwise."""
 
