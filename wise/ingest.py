@@ -26,6 +26,7 @@ from wise.edits import Edit, content_id
 from wise.errors import ConfigError, MissingError, StoreError
 from wise.formats.edit_file import RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
+from wise.formats.tracked_row import TrackedRow
 from wise.memory.store.edit_request import UNDER_WAY, EditRequest
 from wise.memory.store.store import Store
 from wise.safe_text import redacted
@@ -45,6 +46,8 @@ class Line:
     place: int
     """Offset of its first byte."""
     data: bytes
+    row: TrackedRow | None = None
+    """What it holds, if that was not read as a line of JSON."""
     table: bool = False
     """It is a row of a table with named columns."""
 
@@ -107,7 +110,7 @@ def lines_of_file(file: Path, name: str, last: tuple[int, str] | None, *, follow
 def rows_of(path: Path) -> Iterator[Line]:
     """The rows of a list, a table, a packed file or a folder, numbered from 1 in the place of an offset."""
     for number, (file, _, row) in enumerate(each_row(path), start=1):
-        yield Line(place=number, data=json.dumps(row, default=str).encode(), table=is_table(file))
+        yield Line(place=number, data=json.dumps(row, default=str).encode(), row=row, table=is_table(file))
 
 
 def lines_of_url(url: str) -> Iterator[Line]:
@@ -167,7 +170,7 @@ class Ingestion:
         if self._store.journal.tickets(key=key, limit=1):
             return "known"
         self._rows += 1
-        row = object_of(line.data)
+        row = object_of(line.data) if line.row is None else line.row
         kept = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
         requests = [EditRequest(edit=record.edit, **kept) for record in records]

@@ -186,6 +186,36 @@ def test_what_only_a_store_keeps_may_have_columns_of_other_names(tmp_path: Path)
     assert done.exit_code == 2 and "field 'reason': only a store keeps it" in done.stderr
 
 
+def test_a_value_of_a_table_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """It was taken in as Python spells it, where `wise edit` refuses it."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"prompt": ["The capital of France is"], "target": [b"Lyon"]}), tmp_path / "edits.parquet")
+    found = stream(str(tmp_path / "edits.parquet"), store=tmp_path / "store")
+    assert (found["taken"], found["refused"], found["exit"]) == (0, 1, 2)
+    assert "field 'target': bytes b'Lyon' was given" in found["stderr"]
+
+
+def test_what_was_taken_in_before_a_file_breaks_off_is_said(tmp_path: Path) -> None:
+    file = tmp_path / "edits.json"
+    file.write_text(f'[{line(1)}, {{"prompt": }}]')
+    found = stream(str(file), store=tmp_path / "store")
+    assert (found["taken"], found["exit"]) == (1, 2) and "broken JSON" in found["stderr"]
+    with Store.open(str(tmp_path / "store"), writer=False) as store:
+        assert len(store.journal.tickets()) == 1
+    done = CliRunner().invoke(app, ["stream", str(tmp_path / "gone"), "--store", str(tmp_path / "none")])
+    assert (done.exit_code, done.stdout) == (2, "") and not (tmp_path / "none").exists()
+
+
+def test_a_name_that_the_journal_cannot_keep_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / os.fsdecode(b"\xff.jsonl")
+    file.write_text(line(1))
+    done = CliRunner().invoke(app, ["stream", str(file), "--store", str(tmp_path / "store")])
+    assert done.exit_code == 2 and "--name" in done.stderr and not (tmp_path / "store").exists()
+    assert stream(str(file), "--name", "lands", store=tmp_path / "store")["taken"] == 1
+
+
 def test_a_pipe_that_is_named_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = CliRunner().invoke(app, ["stream", str(tmp_path / "pipe"), "--store", str(tmp_path / "store")])

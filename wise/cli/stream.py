@@ -13,7 +13,7 @@ from typer import Argument, Option
 from wise.cli.common import BAD_INPUT
 from wise.cli.options import FormatOptions, JsonOption, with_options
 from wise.cli.terminal import echo, show_json
-from wise.errors import ConfigError, EditError
+from wise.errors import ConfigError, EditError, WiseError
 from wise.safe_text import redacted
 
 if TYPE_CHECKING:
@@ -39,20 +39,36 @@ def stream(
     then 2. A running `wise serve` on the same store trains what is handed in.
     """
     from wise.formats.edit_file import RecordParser
+    from wise.formats.files import is_lines
     from wise.ingest import open_reader
 
     is_url = source.startswith(("http://", "https://"))
     path = redacted(source) if is_url else str(Path(source).absolute())  # the journal keeps it
     called = name or ("stdin" if source == "-" else path)
+    try:
+        called.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{called}: is not UTF-8, and the journal keeps it; name the stream with --name") from None
+    if source != "-" and not is_url:
+        is_lines(Path(source))  # what cannot be read makes no store
     counts: Counter[str] = Counter()
-    with open_reader(store) as opened:
-        _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
-    taken, known, bad = (counts[kind] for kind in ("taken", "known", "refused"))
-    echo(f"{called}: edits taken in: {taken}, known already: {known}, lines refused: {bad}")
-    if as_json:
-        show_json({"name": called, "taken": taken, "known": known, "refused": bad})
-    if bad:
+    try:
+        with open_reader(store) as opened:
+            _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
+    except WiseError:
+        if counts:  # what was taken in before stays in the store
+            _show(called, counts, as_json)
+        raise
+    _show(called, counts, as_json)
+    if counts["refused"]:
         raise typer.Exit(BAD_INPUT)
+
+
+def _show(called: str, counts: Counter[str], as_json: bool) -> None:
+    found = {kind: counts[kind] for kind in ("taken", "known", "refused")}
+    echo("{}: edits taken in: {taken}, known already: {known}, lines refused: {refused}".format(called, **found))
+    if as_json:
+        show_json({"name": called, **found})
 
 
 def _take_all(store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]) -> None:
