@@ -212,7 +212,8 @@ class RecordParser:
         if not self._count:
             for note, (_, line) in self._notes.items():
                 raise EditError(f"{path}:{line}: {note}; no record is left")
-            raise EditError(f"{path}: holds no record; give a file with one JSON object per line")
+            hint = "give one JSON object per line, or a table whose first row names the columns"
+            raise EditError(f"{path}: holds no record; {hint}")
         absent = self.columns.absent()
         if absent is not None and whole:
             raise EditError(f"{path}: {absent}")

@@ -12,6 +12,7 @@ import json
 import lzma
 import re
 import stat
+import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -221,8 +222,11 @@ def _value(text: str, at: int) -> tuple[Any, int]:
         return _JSON.raw_decode(text, at)
     except (EditError, json.JSONDecodeError):
         raise
-    except (ValueError, RecursionError) as error:
-        raise EditError(f"JSON that cannot be held: {error}") from None
+    except ValueError:
+        most = f"{sys.get_int_max_str_digits():,}"
+        raise EditError(f"JSON that cannot be held: a number of more than {most} digits; write it as text") from None
+    except RecursionError:
+        raise EditError("JSON that cannot be held: it is nested too deeply; give a record as its set has it") from None
 
 
 def _broken(error: json.JSONDecodeError) -> str:
