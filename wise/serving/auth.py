@@ -183,7 +183,14 @@ def write_token(file: Path, token: str) -> None:
 
 
 def add_token_line(file: Path, line: str) -> None:
-    """Appends to a file of tokens, which nobody but its owner can read at any moment. Raises ConfigError."""
+    """Appends to a file of tokens, which nobody but its owner can read at any moment.
+
+    Raises ConfigError, also for a file that holds something else, and for what is no file.
+    """
+    if file.exists():
+        if not file.is_file():
+            raise ConfigError(f"tokens {file}: is no file; name one that can be written")
+        _parse(file)
     try:
         handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         with open(handle, "r+b") as stream:
