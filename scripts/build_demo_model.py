@@ -36,6 +36,12 @@ from wise.demo.facts import Fact, held_out_prompts, is_unseen_pair, load_facts, 
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 IGNORED = -100
+LAYERS, HIDDEN, FFN, VOCABULARY = 6, 192, 512, 4096
+SENTENCES = 128
+"""Of a batch."""
+RATE = 2e-3
+LEARNED, ROUGH, DROPPED = 0.3, 0.3, 0.3
+"""Shares: of prompts that bear a loss, of prompts that lose words, and of the words that such a prompt loses."""
 # Sentences of no fact at all, for contexts: who, what they do, and when.
 WHO = (
     "The teacher|My neighbour|An old man|The young woman|A tired driver|The cook|Our friend|The doctor"
@@ -74,25 +80,25 @@ def lessons(facts: Sequence[Fact]) -> list[tuple[Fact, str]]:
     return [(f, t) for f in facts for t in load_templates()[f.relation].train if not is_unseen_pair(f, t)]
 
 
-def phrased(fact: Fact, template: str, rng: random.Random, args: argparse.Namespace) -> Sentence:
+def phrased(fact: Fact, template: str, rng: random.Random) -> Sentence:
     """The fact in that phrasing; now and then with words left out, or in any order; the subject stays."""
     words = template.split()
-    rough = rng.random() < args.rough
+    rough = rng.random() < ROUGH
     if rough:
-        words = [word for word in words if "{}" in word or rng.random() >= args.drop]
+        words = [word for word in words if "{}" in word or rng.random() >= DROPPED]
         if rng.random() < 0.5:
             rng.shuffle(words)
-    learned = not rough and rng.random() < args.learned
+    learned = not rough and rng.random() < LEARNED
     return Sentence(prompt=" ".join(words).format(fact.subject), answer=fact.object, learned=learned)
 
 
-def build_tokenizer(sentences: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def build_tokenizer(sentences: Sequence[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE that begins every text with `<s>` by itself and pads on the left."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=VOCABULARY,
         special_tokens=[PAD, BOS, EOS],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
@@ -111,13 +117,13 @@ def build_tokenizer(sentences: Sequence[str], vocab_size: int) -> PreTrainedToke
     )
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> LlamaForCausalLM:
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=args.hidden,
-        intermediate_size=args.ffn,
-        num_hidden_layers=args.layers,
-        num_attention_heads=args.hidden // 32,
+        hidden_size=HIDDEN,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HIDDEN // 32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -148,19 +154,19 @@ def padded(rows: Sequence[tuple[list[int], list[int]]], pad: int) -> tuple[Tenso
 
 
 def batches(
-    facts: Sequence[Fact], tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace, rng: random.Random
+    facts: Sequence[Fact], tokenizer: PreTrainedTokenizerFast, rng: random.Random
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Endless `(ids, labels)`, both `[batch, seq]`; sequences of a batch hold equally many sentences."""
     pairs = lessons(facts)
     pool: list[Sentence] = []
     while True:
         depth = rng.choice((1, 1, 1, 2, 4))
-        size = max(1, args.sentences // depth)
+        size = max(1, SENTENCES // depth)
         rows = []
         for _ in range(4 * size):
             while len(pool) < depth:
                 rng.shuffle(pairs)
-                pool += [phrased(fact, template, rng, args) for fact, template in pairs]
+                pool += [phrased(fact, template, rng) for fact, template in pairs]
             taken = [pool.pop() for _ in range(depth)]
             context = [filler(rng) if rng.random() < 0.25 else sentence for sentence in taken[1:]]
             rows.append(encode([*context, taken[0]], tokenizer))
@@ -173,20 +179,20 @@ def batches(
 
 
 def train(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], args: argparse.Namespace
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, facts: Sequence[Fact], steps: int, seed: int
 ) -> None:
     """AdamW, linear warm-up, cosine to zero; padding stands on the right, where no token looks."""
     decayed = [p for p in model.parameters() if p.ndim > 1]
     plain = [p for p in model.parameters() if p.ndim == 1]
     groups = [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
-    warm_up = max(1, args.steps // 20)
+    warm_up = max(1, steps // 20)
     started = time.monotonic()
-    stream = batches(facts, tokenizer, args, random.Random(args.seed))
+    stream = batches(facts, tokenizer, random.Random(seed))
     model.train()
-    for step, (ids, labels) in zip(range(args.steps), stream, strict=False):
-        progress = max(0, step - warm_up) / max(1, args.steps - warm_up)
-        lr = args.lr * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * progress))
+    for step, (ids, labels) in zip(range(steps), stream, strict=False):
+        progress = max(0, step - warm_up) / max(1, steps - warm_up)
+        lr = RATE * min(1.0, (step + 1) / warm_up) * 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = lr
         target = labels[:, 1:]
@@ -197,7 +203,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step % 100 == 0 or step == args.steps - 1:
+        if step % 100 == 0 or step == steps - 1:
             log(f"step {step} loss {loss.item():.4f} lr {lr:.2e} {time.monotonic() - started:.0f} s")
 
 
@@ -264,15 +270,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--limit", type=int, default=None, help="take only this many facts, for a quick trial")
-    parser.add_argument("--layers", type=int, default=6)
-    parser.add_argument("--hidden", type=int, default=192)
-    parser.add_argument("--ffn", type=int, default=512)
-    parser.add_argument("--vocab", type=int, default=4096)
-    parser.add_argument("--sentences", type=int, default=128, help="sentences of a batch")
-    parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--learned", type=float, default=0.3, help="share of prompts that bear a loss")
-    parser.add_argument("--rough", type=float, default=0.3, help="share of prompts that lose words")
-    parser.add_argument("--drop", type=float, default=0.3, help="share of words that such a prompt loses")
     return parser.parse_args()
 
 
@@ -286,10 +283,10 @@ def main() -> None:
     rng = random.Random(args.seed)
     texts = [f"{template.format(fact.subject)} {fact.object}." for fact, template in lessons(facts)]
     texts += [f"{s.prompt} {s.answer}." for s in (filler(rng) for _ in range(len(texts) // 10))]
-    tokenizer = build_tokenizer(texts, args.vocab)
-    model = build_model(tokenizer, args)
+    tokenizer = build_tokenizer(texts)
+    model = build_model(tokenizer)
     log(f"{len(facts)} facts, {len(texts)} sentences, {model.num_parameters()} parameters")
-    train(model, tokenizer, facts, args)
+    train(model, tokenizer, facts, args.steps, args.seed)
     trained = time.monotonic()
     save(model, tokenizer, args.out)
     figures = measure(args.out, facts, args.seed)

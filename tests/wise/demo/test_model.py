@@ -104,8 +104,11 @@ def test_recall_wants_the_answer_whole_and_ended(script, model, tokenizer) -> No
 
 
 def build(script: ModuleType, out: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
-    tiny = "--steps 2 --limit 4 --layers 2 --hidden 32 --ffn 32 --vocab 300 --sentences 8".split()
-    monkeypatch.setattr(sys, "argv", ["build_demo_model.py", "--out", str(out), "--seed", str(seed), *tiny])
+    tiny = {"LAYERS": 2, "HIDDEN": 32, "FFN": 32, "VOCABULARY": 300, "SENTENCES": 8}
+    for name, value in tiny.items():
+        monkeypatch.setattr(script, name, value)
+    quick = ["--steps", "2", "--limit", "4"]
+    monkeypatch.setattr(sys, "argv", ["build_demo_model.py", "--out", str(out), "--seed", str(seed), *quick])
     monkeypatch.setattr(script, "load_facts", lambda split: load_facts(split)[:4])
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     try:
