@@ -33,10 +33,9 @@ def main(folder: str, records: list[wise.Record]) -> None:
 
     wordings = [hit for r in records if r.edit.id in live for hit in fired(model, r, r.paraphrases)]
     others = [hit for r in records if r.edit.id in live for hit in fired(model, r, r.neighbours)]
-    recall, false_positives = sum(wordings) / len(wordings), sum(others) / len(others)
-    print(f"opens for {recall:.3f} of {len(wordings)} other wordings")
-    print(f"opens for {false_positives:.3f} of {len(others)} questions about something else")
-    assert recall > 0.9 and false_positives < 0.1
+    print(f"opens for {sum(wordings)} of {len(wordings)} other wordings")
+    print(f"opens for {sum(others)} of {len(others)} questions about something else")
+    assert sum(wordings) >= 0.9 * len(wordings) and sum(others) <= 0.1 * len(others)
 
 
 if __name__ == "__main__":
