@@ -4,37 +4,44 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
 from typer import Argument, Option
 
-from wise.cli.options import AllowPrecisionOption, JsonOption, PlacementOptions, named_values, with_options
+from wise.cli import options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
 NEEDS = "pip install 'wise-runtime[serve]'"
 
 
-@with_options
+@dataclass(frozen=True, kw_only=True)
+class ServiceOptions:
+    """Settings of the service that have an option of their own."""
+
+    model: Annotated[str | None, Option(help="Folder or hub id of a causal LM.")] = None
+    store: Annotated[str | None, Option(help="Folder of the store, or a postgresql:// URL.")] = None
+    host: Annotated[str | None, Option(help="Address to listen on. Default: 127.0.0.1.")] = None
+    port: Annotated[int | None, Option(help="Port to listen on. Default: 8000.")] = None
+    name: Annotated[str | None, Option(help="Name of the model in requests.")] = None
+    tokens: Annotated[Path | None, Option(help="File of hashed tokens; see `wise token`.")] = None
+    engine: Annotated[str | None, Option(help="local (default) or vllm.")] = None
+    relations: Annotated[Path | None, Option(help="File written by `wise train-router`.")] = None
+    mode: Annotated[str | None, Option(help="Memory mode of a new store. Default: hybrid.")] = None
+
+
+@options.with_options
 def serve(
     config: Annotated[Path | None, Option(help="TOML file of settings.")] = None,
-    model: Annotated[str | None, Option(help="Folder or hub id of a causal LM.")] = None,
-    store: Annotated[str | None, Option(help="Folder of the store, or a postgresql:// URL.")] = None,
-    host: Annotated[str | None, Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, Option(help="Port to listen on. Default: 8000.")] = None,
-    name: Annotated[str | None, Option(help="Name of the model in requests.")] = None,
-    tokens: Annotated[Path | None, Option(help="File of hashed tokens; see `wise token`.")] = None,
-    engine: Annotated[str | None, Option(help="local (default) or vllm.")] = None,
-    relations: Annotated[Path | None, Option(help="File written by `wise train-router`.")] = None,
-    mode: Annotated[str | None, Option(help="Memory mode of a new store. Default: hybrid.")] = None,
     *,
-    placement: PlacementOptions,
-    allow_precision: AllowPrecisionOption = False,
+    named: ServiceOptions,
+    placement: options.PlacementOptions,
+    allow_precision: options.AllowPrecisionOption = False,
     setting: Annotated[list[str] | None, Option("--set", help="Any other setting, NAME=VALUE.")] = None,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Serve a model, and edit it while it is served; without options, the demo model.
 
@@ -53,20 +60,8 @@ def serve(
     from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
-    named = {
-        "model": model,
-        "store": store,
-        "host": host,
-        "port": port,
-        "name": name,
-        "tokens": tokens,
-        "engine": engine,
-        "relations": relations,
-        "mode": mode,
-        "allow_precision": allow_precision or None,
-    } | asdict(placement)
-    given = {key: value for key, value in named.items() if value is not None}
-    settings = load(config, named_values(setting) | given)
+    given = options.settings(**asdict(named), **asdict(placement), allow_precision=allow_precision or None)
+    settings = load(config, options.named_values(setting) | given)
 
     place = Path(default_store() if "://" in settings.store else settings.store).absolute()
     written: tuple[Path, str] | None = None
@@ -108,7 +103,7 @@ def token(
     namespace: Annotated[
         list[str] | None, Option(help="Namespace that it sees and edits alone. Repeat for more. Default: all.")
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.JsonOption = False,
 ) -> None:
     """Make a token for the service, and append its hash to a file. The token is shown once and stored nowhere."""
     from wise.serving.auth import add_token_line, new_token, token_line
