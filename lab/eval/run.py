@@ -44,6 +44,14 @@ class Scope:
     texts: Sequence[str] | None = None
     """Running text: perplexity, where it is given, and false routes, where None takes what ships with wise."""
 
+    def check(self, editor: str) -> None:
+        """Raises ConfigError for an unknown editor, or one of which this cannot be measured."""
+        spec = find_editor(editor)
+        if self.routing and spec.kind != "memory":
+            raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
+        if self.retention and not spec.edits:
+            raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
@@ -119,10 +127,7 @@ def evaluate(
     """
     scope, learning, settings = scope or Scope(), learning or Learning(), settings or {}
     spec = find_editor(editor)
-    if scope.routing and spec.kind != "memory":
-        raise ConfigError(f"routing measures the router of a side memory, and the editor {editor!r} has none")
-    if scope.retention and not spec.edits:
-        raise ConfigError(f"retention measures how edits hold, and the editor {editor!r} makes none; leave it out")
+    scope.check(editor)
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
     subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)

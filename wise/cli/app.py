@@ -42,18 +42,25 @@ EXIT_CODES = (
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)
 """Of all that an operating system may say, what comes from a path that the user gave."""
-USERS_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""And what comes from a disk that takes nothing more, by number."""
+USERS_ERRORS = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""By number, what else comes from a path, or from a disk that takes nothing more."""
 
 
 class _Group(TyperGroup):
     """Says an error that is the user's to mend in one line, without a traceback."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "" in args:  # as a path it would be the folder in which the command runs
+            place = args.index("")
+            behind = f" behind {args[place - 1]}" if place else ""
+            ctx.fail(f"An empty argument was given{behind}: is a variable of the shell not set?")
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except (WiseError, OSError) as error:
-            if not isinstance(error, (WiseError, *USERS_FILES)) and error.errno not in USERS_DISK:
+            if not isinstance(error, (WiseError, *USERS_FILES)) and error.errno not in USERS_ERRORS:
                 raise
             echo(f"wise: {redacted(' '.join(str(error).split()))}", err=True)
             raise typer.Exit(UNEXPECTED if isinstance(error, StartError) else BAD_INPUT) from None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.text import Text
 from typer import Argument, Option
 
-from wise.cli.common import SLOT_STYLES, show_table
+from wise.cli.common import show_table
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.edits import check_one_namespace
@@ -20,6 +20,8 @@ from wise.safe_text import finite
 if TYPE_CHECKING:
     from wise.edits import Edit
     from wise.explain import Answer, Claim, TokenRoute
+
+SLOT_STYLES = ("green", "cyan", "magenta", "yellow", "blue", "red")
 
 
 @with_options

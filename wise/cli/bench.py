@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from wise.cli import options
-from wise.cli.common import progress_bars, show_table
+from wise.cli.common import check_writable, progress_bars, show_table
 from wise.cli.eval import described
 from wise.cli.terminal import echo, show_json
 
@@ -46,6 +46,7 @@ def bench_editors(
     every search and every run, comparison.md and, with matplotlib, comparison.png. The same command goes on with what
     was interrupted; with another --editor it adds to the comparison.
     """
+    check_writable("--output", output, output)
     sizes = sorted(set(edits or SIZES))
     from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished, make_plan
     from wise.lab.bench.benchmark_table import HEAD, markdown, table

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Option
 
-from wise.cli.common import check_picture, progress_bars, show_table
+from wise.cli.common import check_chats, check_picture, progress_bars, show_table
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.loading import load_model, prepare
@@ -37,6 +37,7 @@ def chat_demo(
     from wise.model import wrap
 
     base, tokenizer = load_model(model or chat_model_folder(), threads=threads, placement=placement)
+    check_chats(tokenizer, "give a chat model with --model, or use `wise demo`")
     with progress_bars(progress) as show:
         result = run_chat_demo(wrap(base, tokenizer), progress=show)
     _show(result)

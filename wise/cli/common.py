@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any
 
 from rich import progress as bars
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.table import Table
 from wise.cli.terminal import cell, echo
 from wise.demo.plotting import new_figure
 from wise.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 UNEXPECTED, BAD_INPUT = 1, 2
 NOT_VERIFIED = 3
@@ -28,7 +31,6 @@ PLAIN_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
 SECONDS_A_LINE = 10.0
 """Between two lines of progress about one thing, where stderr is no terminal."""
-SLOT_STYLES = ("green", "cyan", "magenta", "yellow", "blue", "red")
 
 
 @contextmanager
@@ -88,7 +90,7 @@ def show_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
         echo(f"... and {len(rows) - limit} more")
 
 
-def check_file(option: str, file: Path | None) -> None:
+def check_output(option: str, file: Path | None) -> None:
     """Found out before the work and not after it. Raises ConfigError for a file that cannot be written."""
     if file is None:
         return
@@ -96,8 +98,19 @@ def check_file(option: str, file: Path | None) -> None:
         raise ConfigError(f"{option} {file}: is there already; delete it, or give another name")
     if not file.parent.is_dir():
         raise ConfigError(f"{option} {file}: there is no folder {file.parent}; make it first")
-    if not os.access(file.parent, os.W_OK):
-        raise ConfigError(f"{option} {file}: the folder {file.parent} cannot be written to; give another")
+    check_writable(option, file, file.parent)
+
+
+def check_writable(option: str, given: Path, folder: Path) -> None:
+    """The same of a folder, or of the one in which it is to be made. It is tried out, and nothing is left of that:
+    rights do not tell of a disk that takes nothing. Raises ConfigError."""
+    folder = folder.resolve()
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    try:
+        TemporaryFile(dir=there).close()
+    except OSError as error:
+        problem = f"{there} cannot be written to ({error.strerror}); give another place"
+        raise ConfigError(f"{option} {given}: {problem}") from None
 
 
 def check_memory_folder(option: str, folder: Path | None) -> None:
@@ -110,16 +123,28 @@ def check_memory_folder(option: str, folder: Path | None) -> None:
     check_replaceable(folder, WRITTEN)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).is_file():
         raise ConfigError(f"{option} {folder}: holds other things than a memory; name a folder of its own")
+    check_writable(option, folder, folder.resolve().parent)
 
 
-def check_picture(file: Path | None) -> None:
-    """The same of a picture. Raises ConfigError also without matplotlib, or for an ending that it does not write."""
-    check_file("--picture", file)
+def check_picture(file: Path | None, figures: Path | None = None) -> None:
+    """The same of a picture. Raises ConfigError also without matplotlib, for an ending that it does not write, or for
+    the file of the figures."""
+    check_output("--picture", file)
     if file is None:
         return
+    if figures is not None and file.resolve() == figures.resolve():
+        raise ConfigError(f"--picture {file}: would be written over the figures; give another name")
     known = new_figure(1, 1).canvas.get_supported_filetypes()
     if file.suffix.removeprefix(".").lower() not in known:
         raise ConfigError(f"--picture {file}: its ending says no format; give one of .{', .'.join(sorted(known))}")
+
+
+def check_chats(tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
+    """Raises ConfigError for a tokenizer with which nothing can be asked in a chat. remedy: what to do about it."""
+    from wise.router.turns import ChatTemplate
+
+    if ChatTemplate.learn(tokenizer) is None:
+        raise ConfigError(f"this model has no chat template that can be used; {remedy}")
 
 
 def write_figures(

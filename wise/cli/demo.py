@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Option
 
-from wise.cli.common import check_file, check_picture, progress_bars, show_table
+from wise.cli.common import check_output, check_picture, progress_bars, show_table
 from wise.cli.eval import show_evaluation
 from wise.cli.options import JsonOption, PlacementOptions, ProgressOption, ThreadsOption, with_options
 from wise.cli.terminal import echo, show_json
@@ -36,19 +36,19 @@ def demo(
     progress: ProgressOption = False,
 ) -> None:
     """Edit the model that ships with wise, and measure what became of it. Nothing is downloaded."""
-    check_file("--records", records)
+    check_output("--records", records)
     check_picture(picture)
     prepare(threads)
     from wise.demo.picture import draw
     from wise.demo.records import write_records
     from wise.lab.demo import run_demo
 
-    if records is not None:
-        write_records(records, edits, seed=seed)
-        echo(f"records written to {records}")
     with progress_bars(progress) as show:
         result = run_demo(edits=edits, seed=seed, mode=mode, placement=placement, progress=show)
     _show(result)
+    if records is not None:
+        write_records(records, edits, seed=seed)
+        echo(f"records written to {records}")
     if picture is not None:
         draw(result.ratios, picture)
         echo(f"routing scores drawn to {picture}")

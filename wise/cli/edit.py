@@ -81,6 +81,8 @@ def _read_wanted_edits(
         raise ConfigError("give either --edits FILE, or --statement, or --prompt and --target of a single edit")
     if statement is not None and single.keys() & {"prompt", "target"}:
         raise ConfigError("--statement says what is asked and what is answered: leave --prompt and --target out")
+    if file is None and form != options.FormatOptions():
+        raise ConfigError("--format and --columns say how a file is read: give --edits FILE, or leave them out")
     if file is not None:
         return [record.edit for record in form.read(file)]
     return [Edit.from_dict(single) if statement is None else Edit.from_text(statement, **single)]

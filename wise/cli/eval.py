@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from wise.cli import options
-from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table, write_figures
+from wise.cli.common import check_output, check_picture, file_facts, progress_bars, show_table, write_figures
 from wise.cli.terminal import cell, echo, show_json
 from wise.errors import ConfigError, EditError
 
@@ -58,8 +58,8 @@ def eval_(
     papers do. Locality: prompts whose answer is still that of the base. Generalization: paraphrases that were not
     used in fitting.
     """
-    check_file("--output", output)
-    check_picture(picture)
+    check_output("--output", output)
+    check_picture(picture, output)
     if picture is not None and not (routing or retention):
         raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
     records, pool = _records(data, form, skip, edits)
@@ -74,6 +74,9 @@ def eval_(
     all_settings(editor, chosen)
     learning = Learning(training=tuple(pool), **statistics.given())
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
+    scope.check(editor)
+    if picture is not None and not routing and len(records) < 2:
+        raise ConfigError("--picture draws retention as a curve, and there is one edit: take more, or give --routing")
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
         result = evaluate(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from wise.cli import options
-from wise.cli.common import check_file, check_memory_folder, progress_bars, show_table
+from wise.cli.common import check_chats, check_memory_folder, check_output, progress_bars, show_table
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 
@@ -92,19 +92,22 @@ def eval_chat(
         f"--encoder and --relations are of wise-hybrid, and the editor is {editor}; leave them out": (
             (encoder or relations) and not hybrid
         ),
+        f"--editor {editor} makes no edits; name another": not find_editor(editor).edits,
         f"--save keeps a side memory, and the editor {editor} has none; leave it out": (
             save is not None and find_editor(editor).kind != "memory"
         ),
     }
     for problem in [problem for problem, found in refused.items() if found]:
         raise ConfigError(problem)
-    check_file("--output", output)
+    check_output("--output", output)
     check_memory_folder("--save", save)
     half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
     found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
     own = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
     chosen_settings = options.parsed_settings(set_) | own
     base, tokenizer = model.load()
+    if chat:
+        check_chats(tokenizer, "give a chat model with --model, or --form completion")
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=chat, progress=show)
         begun = time.process_time()

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from wise.cli.common import NOT_VERIFIED
+from wise.cli.common import NOT_VERIFIED, check_memory_folder
 from wise.cli.options import EditedModelOptions, JsonOption, with_options
 from wise.cli.terminal import echo, show_json
 
@@ -31,6 +31,7 @@ def forget(
     from wise.memory.artifact import load_memory, save_memory
 
     config, state, base = load_memory(memory)
+    check_memory_folder("--output", output)
     begun, cpu = time.perf_counter(), time.process_time()
     gone = state.live(ids)
     if state.sharing(gone):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Option
 
-from wise.cli.common import check_file, check_picture, file_facts, progress_bars, show_table, write_figures
+from wise.cli.common import check_output, check_picture, file_facts, progress_bars, show_table, write_figures
 from wise.cli.options import FormatOptions, JsonOption, ModelOptions, ProgressOption, SeedOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError, EditError
@@ -54,8 +54,8 @@ def locate(
     The trace puts parts of a clean run back into one with noise on the subject. It says through which tokens and layers
     an answer runs, and not where editing works; so the layer is recommended by the edits alone.
     """
-    check_file("--output", output)
-    check_picture(picture)
+    check_output("--output", output)
+    check_picture(picture, output)
     wanted = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
 
@@ -65,6 +65,7 @@ def locate(
     from wise.lab.locate.picture import draw
     from wise.lab.locate.sites import check_layers, find_sites
 
+    source = {"data": file_facts(data)}
     base, tokenizer = model.load()
     check_layers(wanted, find_sites(base).depth)
     figures: dict[str, Any] = {}
@@ -77,7 +78,7 @@ def locate(
 
             swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, progress=show)
             figures = swept.to_dict()
-    result = found.to_dict() | figures | {"data": file_facts(data)}
+    result = found.to_dict() | figures | source
     show_location(result)
     write_figures(result, output, picture, draw)
     if as_json:

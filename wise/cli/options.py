@@ -32,8 +32,10 @@ if TYPE_CHECKING:
 
 LARGEST_SEED = 2**64 - 1
 """The largest that torch takes."""
+MOST_THREADS = 1024
+"""With far more than there are cores, torch ends the process."""
 SeedOption = Annotated[int | None, Option("--seed", min=0, max=LARGEST_SEED, help="Random seed. Left out: 0.")]
-ThreadsOption = Annotated[int | None, Option("--threads", min=1, help="CPU threads to use.")]
+ThreadsOption = Annotated[int | None, Option("--threads", min=1, max=MOST_THREADS, help="CPU threads to use.")]
 DeviceOption = Annotated[str | None, Option("--device", help="Where the model runs, such as cuda. Left out: the CPU.")]
 AllowPrecisionOption = Annotated[
     bool,
@@ -263,7 +265,7 @@ def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs, the values JSON or else text. Raises ConfigError as `named_values` does."""
     found: dict[str, Any] = dict(named_values(pairs))
     for name, value in found.items():
-        with suppress(json.JSONDecodeError):
+        with suppress(ValueError, RecursionError):  # which JSON of any size may raise
             found[name] = json.loads(value)
     return found
 

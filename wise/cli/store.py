@@ -12,7 +12,7 @@ from unicodedata import normalize
 import typer
 from typer import Argument, Option
 
-from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_file, progress_bars, show_table
+from wise.cli.common import NOT_VERIFIED, NOT_WHOLE, check_output, progress_bars, show_table
 from wise.cli.options import EditedModelOptions, JsonOption, ProgressOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from wise.memory.store.edit_request import Event, Ticket, Version
     from wise.memory.store.store import Store
 
+LARGEST = 2**63 - 1
+"""The largest number that a journal can be asked for."""
 StoreArgument = Annotated[str, Argument(metavar="STORE", help="Folder of a store, or its postgresql:// URL.")]
-
-
 NamespaceOption = Annotated[
     str | None, Option(help="Edits of this namespace only.", callback=lambda name: name and normalize("NFC", name))
 ]
@@ -50,8 +50,8 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
 @app.command()
 def log(
     store: StoreArgument,
-    since: Annotated[int, Option(min=0, help="Show what happened after this event.")] = 0,
-    limit: Annotated[int | None, Option(min=1, help="Show so many events at the most.")] = None,
+    since: Annotated[int, Option(min=0, max=LARGEST, help="Show what happened after this event.")] = 0,
+    limit: Annotated[int | None, Option(min=1, max=LARGEST, help="Show so many events at the most.")] = None,
     edit: Annotated[str | None, Option(help="Show what happened to the edit of this id.")] = None,
     namespace: NamespaceOption = None,
     versions: Annotated[bool, Option("--versions", help="Show versions instead of events.")] = False,
@@ -100,8 +100,8 @@ def _show_events(events: Sequence[Event], tickets: dict[int, Ticket]) -> None:
 @app.command()
 def diff(
     store: StoreArgument,
-    before: Annotated[int, Argument(metavar="A", min=0, help="A version; 0 is the memory without edits.")],
-    after: Annotated[int, Argument(metavar="B", min=0, help="Another.")],
+    before: Annotated[int, Argument(metavar="A", min=0, max=LARGEST, help="A version; 0: without edits.")],
+    after: Annotated[int, Argument(metavar="B", min=0, max=LARGEST, help="Another.")],
     as_json: JsonOption = False,
 ) -> None:
     """Show which edits turn version A into version B."""
@@ -120,7 +120,7 @@ def diff(
 @app.command()
 def rollback(
     store: StoreArgument,
-    version: Annotated[int, Argument(min=0, help="The version to go back to; 0 is the memory without edits.")],
+    version: Annotated[int, Argument(min=0, max=LARGEST, help="The version to go back to; 0: without edits.")],
     author: AuthorOption = None,
     reason: ReasonOption = None,
     as_json: JsonOption = False,
@@ -223,7 +223,7 @@ def anchor(
     """
     from wise.memory.store.anchor import write_anchor
 
-    check_file("--output", output)
+    check_output("--output", output)
     with opened(store, writer=False) as found:
         text = write_anchor(found.anchor(), key)
     if output is None:
@@ -297,7 +297,7 @@ def erase(
 @app.command()
 def gc(
     store: StoreArgument,
-    keep: Annotated[int, Option(min=1, help="Versions to keep, the newest.")] = 100,
+    keep: Annotated[int, Option(min=1, max=LARGEST, help="Versions to keep, the newest.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Collect old versions and the files that only they need; versions that somebody reads stay."""
@@ -315,7 +315,7 @@ def gc(
 def export(
     store: StoreArgument,
     folder: Annotated[Path, Argument(help="Folder to write: a memory, with what the journal says of its edits.")],
-    version: Annotated[int | None, Option(min=1, help="Left out: the current one.")] = None,
+    version: Annotated[int | None, Option(min=1, max=LARGEST, help="Left out: the current one.")] = None,
     namespace: NamespaceOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from wise.cli.common import check_file, file_facts, progress_bars, show_table
+from wise.cli.common import check_output, file_facts, progress_bars, show_table
 from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOption, SeedOption, ThreadsOption
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
@@ -40,7 +40,7 @@ def train_router(
     with the file that they were made with. On one core 225 steps take some ten minutes; what ships was taught in 1,000,
     on a GPU.
     """
-    check_file("--output", output)
+    check_output("--output", output)
     if with_shipped and questions is None:
         raise ConfigError("--with-shipped adds to questions of your own: give them with --questions FILE")
     shipped = builtin_questions() if with_shipped else None
@@ -49,13 +49,13 @@ def train_router(
     check_device(device)
     from wise.training.router.encoder_training import train_reader
 
+    given = None if questions is None else file_facts(questions)
     with progress_bars(progress) as show:
         figures = train_reader(
             output, taught, encoder=encoder, steps=steps, seed=seed or 0, device=device, progress=without_loss(show)
         )
     _show(figures, taught, output)
     if as_json:
-        given = None if questions is None else file_facts(questions)
         show_json(asdict(figures) | _sizes(taught) | {"questions": given, "output": str(output)})
 
 

@@ -489,11 +489,20 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run(*base, "--set", "layer=9"), "layer=9", "3 blocks")
     refused(run(*base, "--output", tmp_path / "no" / "run.json"), "there is no folder")
     refused(run(*base, "--text", data.parent / "gone.txt"), "gone.txt")
-    refused(run(*base, "--editor", "none", "--routing"), "routing measures the router")
+    picture = ("--retention", "--edits", "1", "--picture", tmp_path / "run.png")
+    for options, said in (
+        (("--editor", "none", "--routing"), "routing measures the router"),
+        (("--editor", "none", "--retention"), "retention measures how edits hold"),
+        (("--editor", "grace", *picture), "--picture draws retention as a curve, and there is one edit"),
+        (("--output", tmp_path / "run.png", *picture), "would be written over the figures"),
+    ):  # each before a model is loaded
+        refused(run("eval", "--model", tmp_path / "gone", "--data", data, *options), said)
     refused(run(*base, "--editor", "rom"), "did you mean 'rome'?")
     refused(run(*base, "--set", "learning_rate"), "NAME=VALUE")
     refused(run(*base, "--set", "learnin_rate=1"), "did you mean 'learning_rate'?")
     refused(run(*base, "--set", "learning_rate=1", "--set", "learning_rate=2"), "given twice")
+    for value in ("9" * 5000, "[" * 100_000):
+        refused(run(*base, "--set", f"seed={value}"), "expected a whole number")
     refused(run(*base, "--editor", "grace", "--set", "epsilon=-1"), "epsilon=-1", "a number above 0")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs"), "500 records to measure", "there are 5")
     refused(run("bench", "editors", *base[1:], "--output", tmp_path / "runs", "--editor", "gracie"), "'grace'")
@@ -508,6 +517,11 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     refused(run("edit", *FRANCE, "--mode", "merged", "--output", tmp_path / "out"), "merge, retrieve")
     refused(run("edit", *FRANCE, "--edits", data, "--output", tmp_path / "out"), "either --edits FILE")
     refused(run("edit", "--output", tmp_path / "out"), "either --edits FILE")
+    for option, value in (("--format", "zsre"), ("--columns", "prompt=question")):
+        refused(run("edit", *FRANCE, option, value, "--output", tmp_path / "out"), "give --edits FILE")
+    refused(run("edit", *FRANCE, "--output", tmp_path / ("x" * 300)), "File name too long")
+    threads = run("info", "--threads", 10**6)  # of which torch dies
+    assert threads.exit_code == 2 and "Invalid value for '--threads'" in threads.stderr
     refused(run("edit", "--prompt", "w4", "--output", tmp_path / "out"), "field 'target': missing")
     refused(run("ask", "--memory", tmp_path, " "), "field 'prompt'")
     assert run("eval", "--modle", "x").exit_code == 2
@@ -530,6 +544,32 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_a_model_is_loaded(
         refused(run(*command, "."), "is where this process works")
 
 
+@pytest.mark.parametrize("command", [["edit", "--output"], ["info", "--model"], ["store", "log"]])
+def test_an_empty_argument_is_refused_and_is_not_the_folder_of_the_command(command: list[str]) -> None:
+    done = run(*command, "")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert f"An empty argument was given behind {command[-1]}" in done.stderr
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="no folder that takes nothing, from root either")
+def test_a_place_that_takes_nothing_is_refused_before_a_model_is_loaded(
+    lyon: tuple[Path, Result], data: Path, tmp_path: Path
+) -> None:
+    """What had been made was lost when it was to be written."""
+    gone = tmp_path / "gone"
+    for command in (
+        ("edit", *FRANCE, "--model", gone, "--output", "/proc/memory"),
+        ("edit", *FRANCE, "--model", gone, "--output", data / "memory"),
+        ("eval", "--model", gone, "--data", data, "--output", "/proc/run.json"),
+        ("eval", "--model", gone, "--data", data, "--retention", "--picture", "/proc/run.png"),
+        ("eval-chat", "--model", gone, "--save", "/proc/memory"),
+        ("bench", "editors", "--model", gone, "--data", data, "--output", "/proc/runs"),
+        ("forget", lyon[0], "--id", "any", "--output", "/proc/memory"),
+    ):
+        refused(run(*command), f"{command[-1]}: ", "cannot be written to")
+    assert not any(file.name != "edits.jsonl" for file in data.parent.iterdir())
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -540,6 +580,7 @@ def test_a_folder_that_cannot_be_replaced_is_refused_before_a_model_is_loaded(
         (["--facts", "DATA", "--data", "DATA"], "leave one out"),
         (["--facts", "DATA", "--half", "fit"], "--half and --kinds"),
         (["--data", "DATA", "--kinds", "known"], "--half and --kinds"),
+        (["--editor", "none"], "--editor none makes no edits"),
         (["--editor", "rome", "--relations", "DATA"], "--encoder and --relations are of wise-hybrid"),
         (["--editor", "wise-merge", "--encoder", "DATA"], "--encoder and --relations are of wise-hybrid"),
     ],
@@ -570,6 +611,27 @@ def test_too_few_records_for_eval_chat_are_refused_before_an_edit_is_made(
     assert done.exit_code == 2 and said in done.stderr, done.output
 
 
+def test_a_model_without_a_chat_template_is_not_asked_in_chats(tiny: Path, tmp_path: Path) -> None:
+    refused(run("eval-chat", "--model", tiny, "--limit", "1"), "no chat template", "--form completion")
+    refused(run("chat-demo", "--model", tiny), "no chat template", "`wise demo`")
+
+
+def test_a_demo_that_is_refused_writes_no_records(tmp_path: Path) -> None:
+    for option, value in (("--mode", "merged"), ("--device", "nowhere")):
+        refused(run("demo", "--edits", "1", option, value, "--records", tmp_path / "records.jsonl"), value)
+        assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_a_token_is_appended_to_a_file_of_tokens_alone(data: Path, tmp_path: Path) -> None:
+    """A file of edits was damaged, and the mode of a device changed."""
+    before, mode = data.read_bytes(), data.stat().st_mode
+    refused(run("token", "anna", "--file", data), "edits.jsonl:1: ", "`wise token` writes such lines")
+    assert (data.read_bytes(), data.stat().st_mode) == (before, mode)
+    os.mkfifo(tmp_path / "pipe", 0o644)
+    refused(run("token", "anna", "--file", tmp_path / "pipe"), "is no file")
+    assert (tmp_path / "pipe").stat().st_mode & 0o777 == 0o644
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_a_disk_that_takes_nothing_more_is_said_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, tiny: Path, number: int
@@ -588,6 +650,24 @@ def test_what_is_unexpected_is_not_dressed_up(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setattr("wise.cli.options.load_model", broken)
     result = run("info", "--model", tiny)
     assert result.exit_code == 1 and isinstance(result.exception, RuntimeError)
+
+
+def test_an_encoding_that_lacks_characters_and_closed_streams_end_without_a_traceback(
+    lyon: tuple[Path, Result], tmp_path: Path
+) -> None:
+    command = [sys.executable, "-m", "wise", "info", "--memory", str(lyon[0])]
+    memory = shutil.copytree(lyon[0], tmp_path / "Où → 法国")
+    named = subprocess.run(
+        [*command[:-1], str(memory)], capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, text=True
+    )
+    assert named.returncode == 0 and "\\u2192" in named.stdout
+    for closed, shown in ((">&-", ""), ("<&-", "Lyon")):
+        script = f'"$@" {closed}'
+        done = subprocess.run(["bash", "-c", script, "bash", *command], capture_output=True, text=True)
+        assert done.returncode == 0 and shown in done.stdout and "Traceback" not in done.stderr
+    stream = [*command[:3], "stream", "-", "--store", str(tmp_path / "store")]
+    done = subprocess.run(["bash", "-c", '"$@" <&-', "bash", *stream], capture_output=True, text=True)
+    assert done.returncode == 0 and "edits taken in: 0" in done.stdout
 
 
 def test_an_interrupt_while_it_is_imported_ends_it_without_a_traceback() -> None:

@@ -135,6 +135,13 @@ def test_while_a_writer_works_a_store_can_be_looked_at_and_not_changed(folder: P
     assert told("log", folder)["current"] == 3
 
 
+def test_a_number_that_no_journal_holds_is_refused(folder: Path) -> None:
+    for command in (["rollback", folder, 2**63], ["diff", folder, 2**63, 0], ["log", folder, "--since", 2**63]):
+        done = run(*command)
+        assert done.exit_code == 2 and "Invalid value" in done.stderr, done.output
+    assert run("log", folder, "--since", 2**63 - 1).exit_code == 0
+
+
 def test_bad_input_is_said_in_one_line(folder: Path) -> None:
     for arguments, said in (
         (("delete", folder, "e9"), "neither live nor queued"),
