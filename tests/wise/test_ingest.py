@@ -208,6 +208,14 @@ def test_what_was_taken_in_before_a_file_breaks_off_is_said(tmp_path: Path) -> N
     assert (done.exit_code, done.stdout) == (2, "") and not (tmp_path / "none").exists()
 
 
+def test_a_file_of_lines_is_taken_in_with_progress(tmp_path: Path) -> None:
+    file = tmp_path / "edits.jsonl"
+    file.write_text(line(1) + line(2))
+    found = stream(str(file), "--progress", store=tmp_path / "store")
+    assert found["taken"] == 2 and f"bytes read: {len(line(1)) - 1} of {file.stat().st_size}" in found["stderr"]
+    assert "bytes read" not in stream(str(file), "--name", "again", store=tmp_path / "store")["stderr"]
+
+
 def test_a_name_that_the_journal_cannot_keep_is_refused(tmp_path: Path) -> None:
     file = tmp_path / os.fsdecode(b"\xff.jsonl")
     file.write_text(line(1))

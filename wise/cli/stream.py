@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from wise.cli.common import BAD_INPUT
-from wise.cli.options import FormatOptions, JsonOption, with_options
+from wise.cli.common import BAD_INPUT, progress_bars
+from wise.cli.options import FormatOptions, JsonOption, ProgressOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError, EditError, WiseError
 from wise.safe_text import redacted
@@ -30,6 +31,7 @@ def stream(
     *,
     form: FormatOptions,
     as_json: JsonOption = False,
+    progress: ProgressOption = False,
 ) -> None:
     """Hand in edits line by line; each is in the store when the next one is read.
 
@@ -53,8 +55,8 @@ def stream(
         is_lines(Path(source))  # what cannot be read makes no store
     counts: Counter[str] = Counter()
     try:
-        with open_reader(store) as opened:
-            _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts)
+        with open_reader(store) as opened, progress_bars(progress) as show:
+            _take_all(opened, called, source, follow, RecordParser(form.format, form.named_columns()), counts, show)
     except WiseError:
         if counts:  # what was taken in before stays in the store
             _show(called, counts, as_json)
@@ -71,17 +73,22 @@ def _show(called: str, counts: Counter[str], as_json: bool) -> None:
         show_json({"name": called, **found})
 
 
-def _take_all(store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str]) -> None:
+def _take_all(
+    store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str],
+    show: Callable[[str, int, int], None],
+) -> None:
+    """show: is told how many bytes of a file of lines have been read."""
     from wise.formats.files import is_lines
     from wise.ingest import Ingestion, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 
-    place = "the line at byte"
+    place, size = "the line at byte", 0
     if source == "-":
         lines = lines_of_stream(sys.stdin.buffer)
     elif source.startswith(("http://", "https://")):
         lines = lines_of_url(source)
     elif is_lines(Path(source)):
         lines = lines_of_file(Path(source), name, last_ingested(store, name), follow=follow)
+        size = 0 if follow else Path(source).stat().st_size
     elif follow:
         raise ConfigError(f"--follow {source}: only a plain file of JSON lines can grow; leave --follow out")
     else:
@@ -94,6 +101,8 @@ def _take_all(store: Store, name: str, source: str, follow: bool, parser: Record
             except EditError as error:
                 counts["refused"] += 1
                 echo(f"{name}: {place} {line.place}: {' '.join(str(error).split())}", err=True)
+            if size:
+                show("bytes read", line.place + len(line.data), size)
     except KeyboardInterrupt:
         echo("stopped; give the same command to go on", err=True)
     parser.log_warnings(name)
