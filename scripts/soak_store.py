@@ -300,12 +300,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--named", type=float, default=0.5, help="share of kills at named points")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     args = parser.parse_args()
     begun = time.perf_counter()
     torch.set_num_threads(1)
-    result = soak(args.kills, seed=args.seed, named=args.named, parent=args.folder)
+    result = soak(args.kills, seed=args.seed, parent=args.folder)
     sys.stdout.write(json.dumps(result | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
     sys.exit(1 if result["lost"] or result["wrong"] or result["otherwise"] or result["problems"] else 0)
 

@@ -213,22 +213,6 @@ def b26_many_namespaces(service: Service) -> str:
     return f"live after {alone:.1f} s alone and {beside:.1f} s beside 80 namespaces"
 
 
-def b30_interrupted_import(service: Service) -> str:
-    """Ctrl-C while it is imported must end it with 130."""
-    codes = []
-    for seconds in (0.05, 0.2, 0.4, 0.8):
-        with subprocess.Popen(
-            [sys.executable, "-m", "wise", "--help"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            time.sleep(seconds)
-            process.send_signal(signal.SIGINT)
-            _, said = process.communicate()
-        codes.append(process.returncode)
-        if "wise/cli" in said:  # before that, Python itself starts
-            raise AttackError(f"a traceback after {seconds} s, exit code {process.returncode}")
-    return f"exit codes {codes}"
-
-
 def b31_superseded(service: Service) -> str:
     """Deleting a superseded edit must not be told to try later."""
     old = edited(service, LYON)
