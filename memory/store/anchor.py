@@ -69,11 +69,12 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
     public_key: a PEM file; the anchor must be signed with this key.
 
     Raises StoreError where it is no anchor, its signature is wrong, or it is not signed with that key; ConfigError
-    where the key cannot be read.
+    where a file cannot be read.
     """
     wanted = None if public_key is None else _key(public_key, "public")
+    content = _read(file)
     try:
-        data = json.loads(_read(file))
+        data = json.loads(content)
         if (data.pop("format"), data.pop("schema_version")) != (FORMAT, SCHEMA_VERSION):
             raise ValueError(f"expected format {FORMAT!r} of schema {SCHEMA_VERSION}")
         signature = data.pop("signature", None)
@@ -83,7 +84,7 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
         if anchor.key is not None or signature is not None:
             _verify(anchor, signature)
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
-        problem = f"is no anchor that this release reads ({error!r:.200})"
+        problem = f"is no anchor that this release reads ({str(error):.200})"
         raise StoreError(f"{file} {problem}; give what `wise store anchor` wrote") from error
     if wanted is not None and anchor.key != base64.b64encode(wanted.public_bytes_raw()).decode():
         found = "signed with another key" if anchor.key else "not signed"

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from wise.config import MODES, PROMISES, WiseConfig
-from wise.errors import ConfigError
+from wise.errors import ConfigError, did_you_mean
 from wise.loading import DEVICE_MAPS, DTYPES, QUANTIZATIONS, Placement
 from wise.safe_text import redacted
 from wise.serving.logs import LEVELS
@@ -198,6 +198,8 @@ def load(file: Path | None, options: dict[str, Any]) -> Settings:
     from_environment = {name for name in Settings.model_fields if f"WISE_{name.upper()}" in os.environ}
     values = {name: value for name, value in values.items() if name not in from_environment}
     values |= {name: value for name, value in options.items() if value is not None}
+    for name in sorted(values.keys() - Settings.model_fields):
+        raise ConfigError(f"setting {name!r} is not known; {did_you_mean(name, Settings.model_fields)}")
     try:
         return Settings(**values)
     except ValidationError as error:

@@ -523,6 +523,7 @@ def test_wrong_options_are_refused_with_what_to_do(tiny: Path, data: Path, tmp_p
     threads = run("info", "--threads", 10**6)  # of which torch dies
     assert threads.exit_code == 2 and "Invalid value for '--threads'" in threads.stderr
     refused(run("edit", "--prompt", "w4", "--output", tmp_path / "out"), "field 'target': missing")
+    refused(run("serve", "--set", "max_que=3"), "setting 'max_que' is not known; did you mean 'max_queue'?")
     refused(run("ask", "--memory", tmp_path, " "), "field 'prompt'")
     assert run("eval", "--modle", "x").exit_code == 2
 

@@ -135,6 +135,14 @@ def test_while_a_writer_works_a_store_can_be_looked_at_and_not_changed(folder: P
     assert told("log", folder)["current"] == 3
 
 
+def test_what_is_no_anchor_is_said_and_not_shown(folder: Path, tmp_path: Path) -> None:
+    gone = run("check", folder, "--anchor", tmp_path)
+    assert gone.exit_code == 2 and "Is a directory; check the path" in gone.stderr and "no anchor" not in gone.stderr
+    (tmp_path / "key").write_bytes(b"secret \xff\n")
+    other = run("check", folder, "--anchor", tmp_path / "key")
+    assert other.exit_code == 2 and "is no anchor" in other.stderr and "secret" not in other.stderr
+
+
 def test_a_number_that_no_journal_holds_is_refused(folder: Path) -> None:
     for command in (["rollback", folder, 2**63], ["diff", folder, 2**63, 0], ["log", folder, "--since", 2**63]):
         done = run(*command)
