@@ -15,9 +15,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from wise.router.subjects import words
-
-QUESTION_MARKS = ("?", "？")
-CLOSING_MARKS = tuple(".!\"')]")
+from wise.router.turns import CLOSING, FINAL_MARKS, QUESTION_MARKS
 
 
 class Endings:
@@ -35,10 +33,10 @@ class Endings:
         """By a word that may go on one of the tokens before."""
         joins = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))  # spaces are taken out afterwards
         for token, text in enumerate(tokenizer.batch_decode(rows, skip_special_tokens=True)):
-            if not text.isascii() or any(mark in text for mark in QUESTION_MARKS):
+            if not text.isascii() or not set(text).isdisjoint(QUESTION_MARKS):
                 self._always.append(token)
                 continue
-            if any(mark in text for mark in CLOSING_MARKS):
+            if not set(text).isdisjoint(FINAL_MARKS + CLOSING):
                 self._closing.append(token)
             for word in words(text):
                 apart = not joins and text[: word.start][-1:].isspace()

@@ -23,16 +23,22 @@ NEVER = sys.maxsize
 """A position that no text reaches."""
 WINDOW = 128
 """Tokens of plain text that are read before a position."""
+FINAL_MARKS = ".!。！"
+"""Marks that finish a sentence which asks nothing."""
+QUESTION_MARKS = "?？"
+CLOSING = "\"'”’)]"
+"""Quotes and brackets that may stand behind the last mark of a sentence."""
+_CLOSED = rf"[{re.escape(CLOSING)}]*"
 _SENTENCE_END = re.compile(
-    r"(?<=[.!?。！？])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.)[\"'”’)\]]*\s+|(?<=[。！？])|\n+"
+    rf"(?<=[{FINAL_MARKS}{QUESTION_MARKS}])(?<!\b[A-Z]\.)(?<!\b(?:Mr|Dr|St)\.)(?<!\bMrs\.){_CLOSED}\s+|(?<=[。！？])|\n+"
 )
 """Ends of sentences; not initials and a few titles."""
 _SENTENCE_BEGIN = re.compile(r"(?:^|\n|[.!?:])\W*\w")
 """The first letter of a sentence, and what stands before it."""
-_QUESTION = re.compile(r"[?？][\"'”’)\]]*\s*$")
+_QUESTION = re.compile(rf"[{QUESTION_MARKS}]{_CLOSED}\s*$")
 _LABEL = re.compile(r"^\W*\w+(?:\s+\w+)?\s*[:：](?:\s*(?:the|an?))?\s*$", re.IGNORECASE)
 """A label before an answer, such as "Answer:" or "Answer: the"."""
-_FINISHED = re.compile(r"[.!。！][\"'”’)\]]*\s*$")
+_FINISHED = re.compile(rf"[{FINAL_MARKS}]{_CLOSED}\s*$")
 
 _MARKS = ",;(–—-"
 """Marks within a sentence."""
