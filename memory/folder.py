@@ -34,39 +34,44 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     """
     check_replaceable(folder, ours)
     folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    token = secrets.token_hex(4)
-    new = folder.with_name(NEW.format(name=folder.name, token=token))
-    new.mkdir()
-    try:
+    with _new_folder(folder) as new:
         yield new
-        for file in (*new.iterdir(), new):
-            synced(file)
-        _put_in_place(new, folder, folder.with_name(ASIDE.format(name=folder.name, token=token)))
-    except BaseException:
-        shutil.rmtree(new, ignore_errors=True)
-        raise
+        _sync_all(new)
+        _put_in_place(new, folder, folder.with_name(ASIDE.format(name=folder.name, token=secrets.token_hex(4))))
 
 
 @contextmanager
 def made_once(folder: Path) -> Iterator[Path]:
     """Yields an empty folder to write into; when the block ends, it stands at `folder`. Where another process has put
     its own there meanwhile, that one stays, since it may be in use, and the new one is removed."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(NEW.format(name=folder.name, token=secrets.token_hex(4)))
-    new.mkdir()
-    try:
+    with _new_folder(folder) as new:
         yield new
-        for file in (*new.iterdir(), new):
-            synced(file)
+        _sync_all(new)
         try:
             os.rename(new, folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            shutil.rmtree(new, ignore_errors=True)
         synced(folder.parent)
-    finally:
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside `folder`, which is removed if the block raises."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(NEW.format(name=folder.name, token=secrets.token_hex(4)))
+    new.mkdir()
+    try:
+        yield new
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+def _sync_all(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        synced(path)
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from fastapi.routing import APIRoute
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from wise.errors import ConfigError, EditError, checked_namespace
+from wise.memory.folder import write_private
 from wise.serving.http_errors import DENIED, HTTPError
 from wise.serving.middleware import check_structure
 
@@ -178,8 +179,7 @@ def write_token(file: Path, token: str) -> None:
     """Writes a token to a file of its own, which nobody but its owner can read at any moment."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
-    with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as stream:
-        stream.write(token + "\n")
+    write_private(file, f"{token}\n".encode())
 
 
 def add_token_line(file: Path, line: str) -> None:
