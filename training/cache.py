@@ -6,7 +6,6 @@ file that cannot be read or written is no error: the measurement is made again.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from wise.memory.artifact import digest_of_json
 from wise.memory.folder import replaced_file
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,7 @@ def cached(kind: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> A
     folder, about = cache_folder(), dict(about)
     if folder is None:
         return measure()
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:20]
-    file = folder / f"{kind}-{name}.json"
+    file = folder / f"{kind}-{digest_of_json(about)[:20]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))
         if kept["about"] == about:

@@ -140,6 +140,11 @@ class Encoder:
         """Ids of a prompt."""
         return [*self.bos, *self._bare(text)]
 
+    def starts(self, count: int) -> list[list[int]]:
+        """Rows of ids behind which the base is sampled: its beginning-of-sequence or, without one, a plain opening."""
+        starts = [list(self.bos)] if self.bos else [self.prompt(text.split()[0]) for text in OPENINGS]
+        return [starts[i % len(starts)] for i in range(count)]
+
     def target(self, prompt: str, target: str) -> list[int]:
         """Ids that must follow `prompt(prompt)`: the answer and the terminator."""
         return [*self.answer_ids(prompt, target), *_ending(target, self.terminator)]

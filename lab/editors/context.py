@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,10 +24,11 @@ from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.settings import LayerSettings
+from wise.memory.artifact import digest_of_json
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.folder import replaced_file
 from wise.memory.modules import execution_device, recorded_inputs
-from wise.training.encoding import OPENINGS, Encoder
+from wise.training.encoding import Encoder
 from wise.training.generation import right_pad, sample
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class EditingContext:
         return [self.encoder.text(row) for row in islice(rows, count)]
 
     def corpus_digest(self) -> str:
-        return hashlib.sha256(json.dumps(self.texts).encode()).hexdigest()
+        return digest_of_json(self.texts)
 
     def _read(self, length: int) -> Iterator[list[int]]:
         begin = len(self.encoder.bos)
@@ -126,8 +126,7 @@ class EditingContext:
                 yield [*self.encoder.bos, *body[start : start + size]]
 
     def _sampled(self, length: int, seed: int) -> Iterator[list[int]]:
-        starts = [list(self.encoder.bos)] if self.encoder.bos else [self.encoder.prompt(t.split()[0]) for t in OPENINGS]
-        rows = [starts[i % len(starts)] for i in range(SAMPLED)]
+        rows = self.encoder.starts(SAMPLED)
         tokens = length - max(map(len, rows))
         while True:
             yield from sample(self.model, rows, stops=self.encoder.stops, tokens=tokens, seed=seed)
@@ -140,8 +139,9 @@ class EditingContext:
         """
         if self.cache is None:
             return compute()
-        about = json.dumps({"kind": kind, "base": self.base.digest, **key}, sort_keys=True)
-        file = self.cache / f"{kind}-{hashlib.sha256(about.encode()).hexdigest()[:20]}.safetensors"
+        known = {"kind": kind, "base": self.base.digest, **key}
+        about = json.dumps(known, sort_keys=True)
+        file = self.cache / f"{kind}-{digest_of_json(known)[:20]}.safetensors"
         if file.exists():
             with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
                 if (opened.metadata() or {}).get("about") == about:

@@ -6,8 +6,6 @@ its own edited base, and `W + Delta` is written out only where an edit is served
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import random
 from abc import abstractmethod
@@ -24,6 +22,7 @@ from wise.lab.editors.base import WeightEditor
 from wise.lab.editors.context import EditingContext, TokenRow, as_weight, mean_loss, padded_rows
 from wise.lab.editors.factors import Factors, added, dense, divergence, edited_linears, logits, taken
 from wise.lab.editors.settings import Bounds, Count, Positive, Settings
+from wise.memory.artifact import digest_of_json
 from wise.training.generation import greedy
 
 logger = logging.getLogger(__name__)
@@ -141,11 +140,10 @@ class HyperEditor(WeightEditor[H]):
 
     def _key(self) -> dict[str, Any]:
         """The settings, how texts are encoded, and a digest of the records: what the trained weights depend on."""
-        records = json.dumps([record.to_dict() for record in self.context.training])
         return {
             "settings": self.settings.to_dict(),
             "ends": [list(self.encoder.bos), list(self.encoder.terminator)],
-            "records": hashlib.sha256(records.encode()).hexdigest(),
+            "records": digest_of_json([record.to_dict() for record in self.context.training]),
         }
 
     def _trained(self) -> dict[str, Tensor]:

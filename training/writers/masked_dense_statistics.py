@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from wise.config import WiseConfig
 from wise.memory.key_space import KeySpace
-from wise.training.encoding import OPENINGS, Encoder
+from wise.training.encoding import Encoder
 from wise.training.generation import sample
 from wise.training.splice import SplicedModel
 
@@ -41,10 +41,7 @@ class BaseStatistics:
 
 def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
-    # After the base's own beginning of sequence or, without one, a plain opening.
-    starts = [list(encoder.bos)] if encoder.bos else [encoder.prompt(text.split()[0]) for text in OPENINGS]
-    rows = [starts[i % len(starts)] for i in range(SAMPLES)]
-    samples = sample(model, rows, stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=config.seed)
+    samples = sample(model, encoder.starts(SAMPLES), stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=config.seed)
     seen = spliced.observe(samples)
     real = seen.mask.bool()
     tokens, output = seen.activations[real], seen.outputs[real]
