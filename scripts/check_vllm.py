@@ -230,12 +230,6 @@ def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collec
     return outputs
 
 
-def answer_of(said: Sequence[int], stops: Collection[int]) -> list[int]:
-    """What was generated, up to the end of the answer."""
-    end = next((place + 1 for place, token in enumerate(said) if token in stops), TOKENS)
-    return [*said[: min(end, TOKENS)]]
-
-
 def recorded(llm: Any) -> dict[str, dict[int, str]]:
     """By request and position, the edit that a worker has added."""
     found: dict[str, dict[int, str]] = {}
@@ -254,10 +248,12 @@ def compared(
 ) -> dict[str, Any]:
     """How many texts, reported edits and added edits are those of the library, by version; and, to show what a run
     without edits would count, how many texts of the base are those of the second version."""
+    from wise.training.generation import until_stop
+
     equal = {version: dict.fromkeys(("texts", "edits", "added"), 0) for version in VERSIONS}
     unedited, differences = 0, 0
     for (version, place, question, carried), output in zip(requests, outputs, strict=True):
-        said, prompt = answer_of(output.outputs[0].token_ids, wrapped.encoder.stops), len(question.ids)
+        said, prompt = until_stop([*output.outputs[0].token_ids], wrapped.encoder.stops)[:TOKENS], len(question.ids)
         routed = edits_of(carried, [*question.ids, *said], prompt, memories[version])
         ran = {p: edit for p, edit in routed.items() if p >= (output.num_cached_tokens or 0)}
         own = {p: edit for p, edit in added.get(output.request_id, {}).items() if p < prompt + len(said) - 1}

@@ -83,11 +83,15 @@ def greedy(
         between_steps()
         out = _continued(model, [prompts[i] for i in rows], settings)
         for i, row in zip(rows, out, strict=True):
-            end = next((n + 1 for n, token in enumerate(row) if token in stops), len(row))
-            answers[i] = row[: min(end, limits[i])]
+            answers[i] = until_stop(row, stops)[: limits[i]]
         done += len(rows)
         progress(done)
     return answers
+
+
+def until_stop(ids: list[int], stops: Collection[int]) -> list[int]:
+    """Generated ids up to the first stop, which is the last of them."""
+    return ids[: next((place + 1 for place, token in enumerate(ids) if token in stops), len(ids))]
 
 
 def _batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], context: int, unpadded: bool) -> list[list[int]]:

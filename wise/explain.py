@@ -24,7 +24,7 @@ from wise.memory.side_memory import NO_SLOT, Evidence, Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.router.activation import ActivationRouter
 from wise.router.diagnostics import KeyDiagnostics, key_diagnostics
-from wise.training.generation import right_pad
+from wise.training.generation import right_pad, until_stop
 
 BATCH = 16
 """Rows that are read at once."""
@@ -299,12 +299,10 @@ def generated_ids(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any],
 
 def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
     """A row up to its stop. A row without a stop loses its trailing pads, if rows may end in another way."""
-    end = next((place + 1 for place, token in enumerate(new) if token in stops), None)
-    if end is None:
-        end = len(new)
-        while end and new[end - 1] in pads:
-            end -= 1
-    return new[:end]
+    ended = until_stop(new, stops)
+    while ended and ended[-1] in pads and ended[-1] not in stops:
+        ended.pop()
+    return ended
 
 
 def _mask(ids: Tensor, given: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
