@@ -131,7 +131,7 @@ def evaluate(
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
     subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
-    stream = _Stream(subject, [record.edit for record in records], batch or spec.batch, progress)
+    stream = EditStream(subject, [record.edit for record in records], batch or spec.batch, progress)
     try:
         about = _about(subject, tokenizer, config)
         retention = _stream(stream, records, scope) if spec.edits else []
@@ -156,7 +156,7 @@ def evaluate(
         subject.unwrap()
 
 
-class _Stream:
+class EditStream:
     """Applies edits to one model, up to where it is asked to."""
 
     def __init__(self, subject: EditedModel, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
@@ -214,7 +214,7 @@ def _about(subject: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Map
     }
 
 
-def _stream(stream: _Stream, records: Sequence[Record], scope: Scope) -> list[dict[str, float | None]]:
+def _stream(stream: EditStream, records: Sequence[Record], scope: Scope) -> list[dict[str, float | None]]:
     """Applies all edits; where wanted, measures at each stop how those so far hold."""
     stream.prepare()
     if not scope.retention:

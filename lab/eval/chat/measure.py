@@ -19,6 +19,7 @@ from wise.lab.eval.chat.facts import Fact
 from wise.lab.eval.intervals import wilson
 from wise.lab.eval.prompting import EditedModel, Prompter
 from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
+from wise.lab.eval.run import EditStream
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
@@ -103,15 +104,10 @@ def apply_edits(
 ) -> EditReport:
     """Makes edits in calls as large as the editor's paper has them. chat: the templated question stands for the prompt
     where an editor knows no chats."""
-    size = find_editor(editor).batch or len(edits)
     given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
-    reports = []
-    for start in range(0, len(given), size):
-
-        def shown(done: int, before: int = start) -> None:
-            progress("editing", before + done, len(given))
-
-        reports.append(subject.edit(given[start : start + size], progress=shown))
+    stream = EditStream(subject, given, find_editor(editor).batch, progress)
+    stream.advance(len(given))
+    reports = stream.reports
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
         replaced=tuple(i for report in reports for i in report.replaced),
