@@ -140,6 +140,12 @@ def register() -> None:
     PluggableLayer.register_oot(name=LAYER)(_layer_class(registered or RowParallelLinear))
 
 
+def options_of(config: Any) -> dict[str, Any] | None:
+    """What `wise.vllm.requests.engine_options` put into an engine's VllmConfig; None where it was started without."""
+    others = config.additional_config
+    return others.get("wise") if isinstance(others, dict) else None
+
+
 def _layer_class(own: Any) -> Any:
     class EditedRowParallelLinear(own):  # type: ignore[misc]
         wise = True
@@ -149,8 +155,7 @@ def _layer_class(own: Any) -> Any:
             from vllm.config import get_current_vllm_config
 
             config = get_current_vllm_config()
-            others = config.additional_config
-            wanted = others.get("wise") if isinstance(others, dict) else None
+            wanted = options_of(config)
             if wanted and wanted["layer"] == prefix:
                 _install(self, prefix, config)
 

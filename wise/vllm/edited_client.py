@@ -24,6 +24,7 @@ from wise.memory.side_memory import NO_SLOT
 from wise.memory.state import MemoryState
 from wise.memory.store.store import Store
 from wise.router.course import Course, Plan, Step
+from wise.vllm.addition import options_of
 from wise.vllm.answers import FollowedAnswer
 from wise.vllm.requests import EXTENSION, NOTHING_CARRIED, CarriedEdits, attach, carried_edits
 from wise.vllm.sequences import ServedMemory
@@ -207,8 +208,7 @@ def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
 
     Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
     """
-    others = config.additional_config
-    own = others.get("wise") if isinstance(others, dict) else None
+    own = options_of(config)
     if own is None or config.parallel_config.worker_extension_cls != EXTENSION:
         layer = "PATH, the `target_module` that `wise info` shows" if base is None else base.path
         raise ConfigError(

@@ -96,10 +96,9 @@ def engine_options(
     chat_template: if the front end's tokenizer has another one than its folder. record: keep what is added, for a
     check. given: arguments to which these are added.
 
-    Raises ConfigError for a memory that vLLM cannot serve.
+    Raises ConfigError as `check_mode` does, and where the place of the extension is taken.
     """
-    if config.mode != "hybrid":
-        raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
+    check_mode(config)
     further = {"chat_template": chat_template, "encoder": config.encoder, "relations": config.relations}
     own = {"layer": layer, "record": record} | {name: value for name, value in further.items() if value is not None}
     options = dict(given or {})
@@ -108,6 +107,12 @@ def engine_options(
         raise ConfigError(f"worker_extension_cls={taken!r}: the side memory needs that place; leave it out")
     others = options.get("additional_config") or {}
     return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": own}}
+
+
+def check_mode(config: WiseConfig) -> None:
+    """Raises ConfigError for a memory that vLLM cannot serve."""
+    if config.mode != "hybrid":
+        raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
 
 
 async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.turns import ChatTemplate
 from wise.vllm.addition import addition_of
 from wise.vllm.front_end import Process, end_with
+from wise.vllm.requests import check_mode
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
 
@@ -59,8 +60,7 @@ class Memories:
             if self._check is not None:
                 self._check(snapshot.base)  # which was none where the store was empty at the start
             config, state = snapshot.config or WiseConfig(), snapshot.state
-        if config.mode != "hybrid":
-            raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
+        check_mode(config)
         before, self._read = self._read, {}
         for name, own in split(state).items():
             old = before.get(name)
