@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, normalize
 
+from wise.memory.slot import shapes_of
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class KeySpace:
@@ -69,7 +71,7 @@ Space = KeySpace | RelationSpace
 
 def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
     """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
-    found = {name: f"{t.dtype} {list(t.shape)}" for name, t in tensors.items()}
+    found = shapes_of(tensors)
     space: Space | None = None
     if "reader" in tensors:
         reader, size, thresholds = tensors["reader"], tensors["size"], tensors["thresholds"]
@@ -83,6 +85,6 @@ def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
         float32 = {mean.dtype, projection.dtype} == {torch.float32}
         if float32 and projection.ndim == 2 and mean.shape == projection.shape[1:]:
             space = KeySpace(mean=mean, projection=projection)
-    if space is None or found != {name: f"{t.dtype} {list(t.shape)}" for name, t in space.tensors().items()}:
+    if space is None or found != shapes_of(space.tensors()):
         raise ValueError(f"{found} make no space of keys")
     return space

@@ -136,8 +136,8 @@ class MaskedDenseSlot(Slot):
                 weight[masks.any(0)] = tensors["values"]
                 slots.append(cls(masks=masks, weight=weight, **own))
                 # What was broadcast, or not read, shows when the slot is taken apart again.
-                if _shapes(slots[-1].tensors()) != _shapes(tensors):
-                    raise ValueError(f"{_shapes(tensors)} make no slot of kind {cls.kind!r}")
+                if shapes_of(slots[-1].tensors()) != shapes_of(tensors):
+                    raise ValueError(f"{shapes_of(tensors)} make no slot of kind {cls.kind!r}")
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(str(error)) from error
         return slots
@@ -187,7 +187,7 @@ class AnswerSlot(Slot):
         """Of views: their values stay one block of memory, which is kept as long as one of them is."""
         if not _are_answers(columns, len(fields)):
             expected = f"expected values [m, d], ids [m], counts [{FORMS}] and features of each answer"
-            raise ArtifactError(f"{_shapes(columns)}: {expected}")
+            raise ArtifactError(f"{shapes_of(columns)}: {expected}")
         rows = columns["values/rows"].tolist()
         parts = zip(
             torch.split(columns["values"], rows),
@@ -328,7 +328,8 @@ def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:
     return tensors[name].unbind() if rows is None else torch.split(tensors[name], rows.tolist())
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """Precision and shape of each, to be compared or shown."""
     return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in tensors.items()}
 
 
