@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from wise.edits import Edit
 from wise.model import WiseModel
 from wise.router.hybrid import NOTHING, HybridRouter
-from wise.router.turns import render
+from wise.router.turns import render, user_turn
 from wise.training.generation import greedy
 from wise.training.report import EditReport
 
@@ -48,7 +48,7 @@ LINES = (
         kind="later turn",
         question="And what money do people pay with in Japan?",
         before=(
-            {"role": "user", "content": "Hello! I am planning a trip."},
+            user_turn("Hello! I am planning a trip."),
             {"role": "assistant", "content": "How exciting! Where are you going?"},
         ),
         target="crown",
@@ -116,7 +116,7 @@ def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]
 
 
 def _ids(model: WiseModel, line: Line) -> list[int]:
-    return render(model.tokenizer, [*line.before, {"role": "user", "content": line.question}])
+    return render(model.tokenizer, [*line.before, user_turn(line.question)])
 
 
 def _answers(model: WiseModel) -> list[str]:
