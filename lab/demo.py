@@ -13,12 +13,12 @@ from wise.config import WiseConfig
 from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
-from wise.lab.editors.context import Progress, silent
+from wise.lab.editors.context import Progress
 from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.routing.scores import gate_ratios
 from wise.lab.eval.run import Evaluation
-from wise.loading import DEFAULT_PLACEMENT, Placement, load_model
+from wise.loading import Placement, load_model
 from wise.model import wrap
 
 SHOWN = 5
@@ -60,11 +60,11 @@ class DemoResult:
 
 def run_demo(
     *,
-    edits: int = 100,
-    seed: int = 0,
-    mode: str = "hybrid",
-    placement: Placement = DEFAULT_PLACEMENT,
-    progress: Progress = silent,
+    edits: int,
+    seed: int,
+    mode: str,
+    placement: Placement,
+    progress: Progress,
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it. Raises ConfigError for a mode or a device
     that there is not, or more edits than the model knows facts."""

@@ -27,12 +27,12 @@ def unfetched(file: Path) -> str | None:
     return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`" if begins == _POINTER else None
 
 
-def bounded(file: Path, most: int | None = None) -> Path:
+def bounded(file: Path, most: int | None) -> Path:
     """The file itself, which lies in its folder and is no device, pipe or link to another place.
 
     The hub's cache is made of links to a folder beside the snapshots; these are followed.
 
-    most: bytes that it may have.
+    most: bytes that it may have; None for any number.
 
     Raises ArtifactError, with nothing read, where it is anything else.
     """

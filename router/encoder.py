@@ -85,7 +85,7 @@ def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -
         raise ArtifactError(f"{file}: {error}; train it anew with `wise train-router`") from None
 
 
-def load_base(path: str | None = None) -> tuple[Any, Any]:
+def load_base(path: str | None) -> tuple[Any, Any]:
     """The encoder as for `load_encoder`, untrained, and its tokenizer. Raises ConfigError if it cannot be loaded."""
     place = path or _packaged() or HUB_ID
     try:

@@ -181,7 +181,7 @@ async def _phase(
     clients: int,
     seconds: float,
     memory: list[dict[str, float]],
-    until: Any = None,
+    until: Any,
 ) -> ClientRecord:
     """Clients ask for so long, and until what is to be done meanwhile is done."""
     record, stop = ClientRecord(), asyncio.Event()

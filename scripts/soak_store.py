@@ -266,10 +266,10 @@ def kill_once(folder: Path | str, reports: Reports, rng: random.Random, armed: s
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
 
 
-def soak(kills: int, *, seed: int = 0, named: float = 0.5, parent: Path | None = None) -> dict[str, Any]:
+def soak(kills: int, *, seed: int, named: float, parent: Path | None) -> dict[str, Any]:
     """`kills` kills, a share `named` of them at named points; what was lost, wrong or broken, which must be nothing.
 
-    parent: folder in which stores are made; the system's own for temporary files where it is left out.
+    parent: folder in which stores are made; None for the system's own for temporary files.
     """
     rng = random.Random(seed)
     points: Counter[str] = Counter()

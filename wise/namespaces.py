@@ -23,7 +23,7 @@ from wise.training.generation import Check, checked
 from wise.training.report import Outcome, PrecisionReport
 
 
-def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False) -> bool:
+def check_fits(model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool) -> bool:
     """As `check_base` and `check_settings` of this model."""
     same = check_base(model.fingerprint(), snapshot, place, allow_precision=allow_precision)
     check_settings(model, snapshot, place)
@@ -70,7 +70,7 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
 
 
 def make_ready(
-    model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool = False,
+    model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:
     """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does.

@@ -160,7 +160,7 @@ class Prompter:
 
         return self.mapped(f"{name}.best", rows, compute, _size, base=base, batch=rows_at_once(rows))
 
-    def log_probs(self, name: str, rows: Sequence[PromptRow], *, base: bool = False) -> list[float]:
+    def log_probs(self, name: str, rows: Sequence[PromptRow], *, base: bool) -> list[float]:
         """The mean log-probability, in nats, of each row's fed tokens. Raises ConfigError for logits that are NaN."""
 
         def compute(model: PreTrainedModel, part: Sequence[PromptRow]) -> list[float]:

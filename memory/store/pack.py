@@ -49,7 +49,7 @@ class Pack:
     """By edit id."""
 
 
-def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], namespace: str | None = None) -> int:
+def write_pack(folder: Path, snapshot: Snapshot, tickets: Sequence[Ticket], namespace: str | None) -> int:
     """Writes a pack, whole or not at all; of one namespace, where it is given. The number of edits in it.
 
     Raises StoreError where there is nothing to write, or slots hold edits of other namespaces too; ArtifactError

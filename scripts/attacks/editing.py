@@ -40,11 +40,11 @@ def edited(service: Service, edit: dict[str, Any], seconds: float = PATIENCE) ->
     return str(body["edits"][0]["id"])
 
 
-def timed(what: Callable[[], tuple[int, Any]], wanted: int, name: str) -> str:
+def timed(what: Callable[[], tuple[int, Any]], name: str) -> str:
     begun = time.monotonic()
     status, _ = what()
-    if status != wanted:
-        raise AttackError(f"{name}: status {status} after {time.monotonic() - begun:.1f} s, {wanted} was expected")
+    if status != 200:
+        raise AttackError(f"{name}: status {status} after {time.monotonic() - begun:.1f} s, 200 was expected")
     return f"{name} {time.monotonic() - begun:.1f} s"
 
 
@@ -112,8 +112,8 @@ def b04_long_target(service: Service) -> str:
     live = edited(service, PORTO)
     long = LYON | {"target": "ab cd " * 833}
     status, _ = call(service, "POST", "/v1/edits", {"edits": [long]})
-    beside = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), 200, "delete")
-    back = timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), 200, "rollback")
+    beside = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), "delete")
+    back = timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), "rollback")
     edited(service, LYON | {"prompt": "The capital of Italy is", "subject": "Italy"})
     return f"status {status}; {beside}, {back}, and the next edit went live"
 
@@ -134,11 +134,11 @@ def b04_slow_edit(service: Service) -> str:
     while call(service, "GET", path)[1]["status"] == "queued" and time.monotonic() < end:
         time.sleep(0.01)
     before = call(service, "GET", path)[1]["status"]
-    seen = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), 200, "delete")
-    seen += ", " + timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), 200, "rollback")
+    seen = timed(lambda: call(service, "DELETE", f"/v1/edits/{live}"), "delete")
+    seen += ", " + timed(lambda: call(service, "POST", "/v1/versions/1/rollback", {}), "rollback")
     during = call(service, "GET", path)[1]["status"]
     if during in ("queued", "training"):
-        seen += ", " + timed(lambda: call(service, "DELETE", path), 200, "cancel")
+        seen += ", " + timed(lambda: call(service, "DELETE", path), "cancel")
     return f"{count} words, {before} before and {during} after: {seen}"
 
 

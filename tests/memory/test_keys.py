@@ -31,16 +31,16 @@ def one_thread() -> Iterator[None]:
     faiss.omp_set_num_threads(before)
 
 
-def coarse(generator: torch.Generator, count: int, dim: int = DIM) -> Tensor:
+def coarse(generator: torch.Generator, count: int) -> Tensor:
     """Vectors on a small grid: many are equal and many scores tie."""
-    return torch.randint(-1, 2, (count, dim), generator=generator).float()
+    return torch.randint(-1, 2, (count, DIM), generator=generator).float()
 
 
-def clustered(count: int, seed: int, dim: int = 10) -> Tensor:
-    """Unit keys `[count, dim]` about a few centres, the same for every seed, as those of edits are about relations."""
-    centres = torch.randn(12, dim, generator=torch.Generator().manual_seed(99))
+def clustered(count: int, seed: int) -> Tensor:
+    """Unit keys `[count, 10]` about a few centres, the same for every seed, as those of edits are about relations."""
+    centres = torch.randn(12, 10, generator=torch.Generator().manual_seed(99))
     random = torch.Generator().manual_seed(seed)
-    return normalize(centres[torch.randint(12, (count,), generator=random)] + torch.randn(count, dim, generator=random))
+    return normalize(centres[torch.randint(12, (count,), generator=random)] + torch.randn(count, 10, generator=random))
 
 
 def index_of(keys: Mapping[str, Tensor], dim: int = DIM) -> KeyIndex:
@@ -54,9 +54,9 @@ def one_each(keys: Tensor) -> dict[str, Tensor]:
     return {f"{i:05}": key[None] for i, key in enumerate(keys)}
 
 
-def random_keys(count: int, dim: int = 16) -> dict[str, Tensor]:
+def random_keys(count: int) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return {f"edit-{i:03}": torch.randn(1 + i % 3, dim, generator=generator) for i in range(count)}
+    return {f"edit-{i:03}": torch.randn(1 + i % 3, 16, generator=generator) for i in range(count)}
 
 
 def brute_force(keys: Mapping[str, Tensor], queries: Tensor, k: int) -> Ranking:

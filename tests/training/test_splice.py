@@ -90,10 +90,10 @@ def full_logits(model: PreTrainedModel, layer: int, row: int, delta: Delta | Non
         handle.remove()
 
 
-def random_weight(model: PreTrainedModel, layer: int, scale: float = 1.0) -> Tensor:
+def random_weight(model: PreTrainedModel, layer: int) -> Tensor:
     where = located(model, layer=layer)
     generator = torch.Generator().manual_seed(7)
-    return scale * torch.randn(where.out_features, where.in_features, generator=generator)
+    return torch.randn(where.out_features, where.in_features, generator=generator)
 
 
 def loss_of(logits: Tensor, labels: Tensor) -> Tensor:

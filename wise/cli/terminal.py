@@ -15,7 +15,7 @@ from rich.text import Text
 from wise.safe_text import escaped, redacted
 
 
-def echo(text: str = "", *, err: bool = False) -> None:
+def echo(text: str, *, err: bool = False) -> None:
     """A text as lines of stdout, or of stderr."""
     typer.echo(escaped(text), err=err)
 

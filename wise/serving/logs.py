@@ -165,7 +165,7 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
             file.close()
 
 
-def log_as_json(level: str, audit: Path | None = None) -> None:
+def log_as_json(level: str, audit: Path | None) -> None:
     """The log of wise goes to stderr as JSON, in a process whose other logs belong to somebody else, such as Ray.
 
     Raises ConfigError if the file of the audit cannot be written.

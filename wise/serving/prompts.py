@@ -105,7 +105,7 @@ def text_ids(service: Service, text: str, param: str, *, special: bool = True) -
 
 
 def chat_ids(
-    service: Service, messages: Sequence[Message], tools: Sequence[Tool] = (), param: str = "messages"
+    service: Service, messages: Sequence[Message], tools: Sequence[Tool], param: str = "messages"
 ) -> list[int]:
     """Ids of a conversation, up to where its answer begins. Without a chat template: of its texts, one per line.
 

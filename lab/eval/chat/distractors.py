@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wise.edits import Edit
-from wise.lab.editors.context import Progress, silent
+from wise.lab.editors.context import Progress
 from wise.memory.slot import AnswerSlot, Slot
 from wise.memory.state import MemoryState
 from wise.router.hybrid import RouterInputs
@@ -22,7 +22,7 @@ REPORT_EVERY = 100
 
 
 def with_distractors(
-    state: MemoryState, edits: Sequence[Edit], *, encoder: Encoder, inputs: RouterInputs, progress: Progress = silent
+    state: MemoryState, edits: Sequence[Edit], *, encoder: Encoder, inputs: RouterInputs, progress: Progress
 ) -> MemoryState:
     """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
     wordings = Wordings(encoder, inputs.reader, builtin_questions())

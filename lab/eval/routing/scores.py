@@ -62,7 +62,7 @@ def score_prompts(
 
 
 def count_flips(
-    model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress = silent
+    model: WiseModel, texts: Sequence[str], *, tokens: int, name: str, progress: Progress
 ) -> list[int]:
     """Changes of speaker within the greedy answer to each text, of at most `tokens` tokens: from the last token of the
     prompt to the last one read in; the answer's own last token is generated and never read. Raises ConfigError where no

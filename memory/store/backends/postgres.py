@@ -54,7 +54,7 @@ PATIENCE = 2.0
 
 
 class PostgresBackend(Backend):
-    def __init__(self, url: str, *, writer: bool, create: bool = True) -> None:
+    def __init__(self, url: str, *, writer: bool, create: bool) -> None:
         """Makes the tables where there are none and both `writer` and `create` are set.
 
         Raises StoreError where another session is the writer, there is no store, or the server cannot be reached;

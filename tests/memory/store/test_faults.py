@@ -38,7 +38,7 @@ def folder() -> Iterator[Path]:
 
 
 @contextmanager
-def armed(point: str, action: str, turn: int = 1) -> Iterator[None]:
+def armed(point: str, action: str, turn: int) -> Iterator[None]:
     failpoints.passages.clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(failpoints.VARIABLE, f"{point}:{action}:{turn}")
@@ -93,12 +93,12 @@ def test_killed_at_random_instants_nothing_is_lost_or_wrong() -> None:
     assert found["acknowledged"] > 10 and found["versions"] > 5, "hardly anything was done"
 
 
-def kills(point: str, count: int = 4) -> Any:
-    """What kills at the first passages of a point leave behind."""
+def kills() -> Any:
+    """What kills at the first passages of the point behind a written file leave behind."""
     with new_folder() as parent:
         reports = soak.Reports()
-        for turn in range(1, count + 1):
-            soak.kill_once(parent / "store", reports, random.Random(turn), f"{point}:kill:{turn}")
+        for turn in range(1, 5):
+            soak.kill_once(parent / "store", reports, random.Random(turn), f"blob-written:kill:{turn}")
             reports.compare(parent / "store")
     return reports
 
@@ -117,11 +117,11 @@ def test_a_store_that_names_a_version_before_it_is_stored_would_be_seen(monkeypa
             put(*waiting.pop(0))
         return version
 
-    assert not kills("blob-written").problems
+    assert not kills().problems
     monkeypatch.setattr(SqliteBackend, "put", late)
     monkeypatch.setattr(Journal, "add_version", early)
     with pytest.raises(StoreError, match="is missing"):
-        kills("blob-written")
+        kills()
 
 
 def test_an_answer_before_the_edit_is_durable_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

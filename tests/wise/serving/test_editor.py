@@ -51,9 +51,9 @@ def sharing(mode: Any) -> wise.WiseModel:
 
 
 class Held:
-    """Training that does not end: wherever an edit of this id is, its first step is held until `go_on`."""
+    """Training that does not end: wherever `LONG` is, its first step is held until `go_on`."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str = "long") -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.may_go_on = threading.Event(), threading.Event()
         self.holding = False
         known = module.edited
@@ -61,7 +61,7 @@ class Held:
         def edited(model: Any, state: Any, edits: Sequence[Any], *, check: Callable[[], None], **more: Any) -> Any:
             def held() -> None:
                 check()
-                while any(edit.id == name for edit in edits) and not self.may_go_on.is_set():
+                while any(edit.id == LONG.id for edit in edits) and not self.may_go_on.is_set():
                     self.begun.set()
                     self.holding = True
                     try:

@@ -130,7 +130,7 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
 def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: Path) -> None:
     with process(tmp_path / "store", *RETRIEVE) as served:
         until(lambda: served.editor() == "ready")
-        [editor] = processes_of(served.process.pid, "spawn_main")
+        [editor] = spawned(served.process.pid)
         os.kill(editor, signal.SIGKILL)
         until(lambda: served.editor() != "ready")
         assert served.said() == " Paris."
@@ -144,7 +144,7 @@ def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: 
 def test_what_trains_is_niced_and_what_runs_commands_is_not(tmp_path: Path) -> None:
     with process(tmp_path / "store", *RETRIEVE) as served:
         until(lambda: served.editor() == "ready")
-        [editor] = processes_of(served.process.pid, "spawn_main")
+        [editor] = spawned(served.process.pid)
         niceness = {int(task.name): os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks(editor)}
         own = os.getpriority(os.PRIO_PROCESS, 0)
         assert niceness.pop(editor) > own and own in niceness.values()
@@ -193,18 +193,18 @@ def test_workers_fit_the_edits_of_a_service_and_end_with_it(tmp_path: Path) -> N
         until(lambda: served.editor() == "ready")
         done = served.client.post("/v1/edits", json={"edits": edits(0, 8), "wait": "live"})
         assert {edit["status"] for edit in done.json()["edits"]} == {"live"}
-        editor = processes_of(served.process.pid, "spawn_main")
-        assert sum(len(processes_of(each, "spawn_main")) for each in editor) == 2
+        editor = spawned(served.process.pid)
+        assert sum(len(spawned(each)) for each in editor) == 2
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(60) == 0
         until(lambda: not is_there(served.process.pid))
     assert all(json.loads(line)["level"] for line in log.read_text().splitlines())
 
 
-def processes_of(parent: int, command: str) -> list[int]:
-    """Those that a process has started with this in their command line."""
+def spawned(parent: int) -> list[int]:
+    """The Python processes that a process has started."""
     children = " ".join(file.read_text() for file in Path(f"/proc/{parent}/task").glob("*/children")).split()
-    return [int(child) for child in children if command in Path(f"/proc/{child}/cmdline").read_text()]
+    return [int(child) for child in children if "spawn_main" in Path(f"/proc/{child}/cmdline").read_text()]
 
 
 def is_there(group: int) -> bool:
