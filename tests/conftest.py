@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from postgres import emptied, postgres_server
+from postgres import Server, emptied, postgres
 from stores import new_folder
 
 os.environ["WISE_CACHE"] = ""
@@ -20,18 +20,23 @@ with suppress(ImportError):  # the environment of vLLM's tests has no hypothesis
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[str]:
-    with postgres_server() as url:
-        yield url
+def server() -> Iterator[Server]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def url(server: Server) -> str:
+    """An empty database."""
+    emptied(server.url)
+    return server.url
 
 
 @pytest.fixture(params=["folder", pytest.param("postgres", marks=pytest.mark.postgres)])
 def place(request: pytest.FixtureRequest) -> Iterator[str]:
     """Where a store can be made."""
     if request.param == "postgres":
-        url = request.getfixturevalue("server")
-        emptied(url)
-        yield url
+        yield request.getfixturevalue("url")
     else:
         with new_folder() as parent:
             yield str(parent / "store")

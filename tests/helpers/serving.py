@@ -30,6 +30,8 @@ from wise.serving.service import Service
 from wise.serving.settings import Settings
 
 NAME = "demo"
+FRANCE = "The capital of France is"
+LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
 PATIENCE = 60.0
 
 
@@ -53,6 +55,12 @@ class Running:
         """A client with a token of this scope."""
         headers = {"Authorization": f"Bearer {scope}"} if scope else {}
         return httpx.Client(base_url=self.url, headers=headers, timeout=PATIENCE, **options)
+
+    def said(self, prompt: str = FRANCE, model: str = NAME) -> str:
+        """The greedy answer to a prompt, as a reader gets it."""
+        with self.client("reader") as client:
+            answer = client.post("/v1/completions", json={"model": model, "prompt": prompt, "temperature": 0})
+        return str(answer.json()["choices"][0]["text"])
 
     def edit(self, *edits: dict[str, Any], **more: Any) -> list[dict[str, Any]]:
         """Hands edits in and waits until each is live."""

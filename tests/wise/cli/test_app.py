@@ -203,15 +203,21 @@ def test_ask_asks_in_a_chat_where_the_model_has_one_unless_told_otherwise(
     refused(run("ask", "--memory", lyon[0], "--chat", "The capital of France is"), "no chat template", "plain")
 
 
-@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
-def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mode: str) -> None:
-    edits, folder = tmp_path / "edits.jsonl", tmp_path / "memory"
+def two_capitals(folder: Path, mode: str) -> Path:
+    """A memory with the edits `france` and `spain`."""
     given = [
         wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
         wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
     ]
+    edits = folder.with_suffix(".jsonl")
     edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
     assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
+    return folder
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_explain_says_which_edit_spoke_and_which_came_nearest(tmp_path: Path, mode: str) -> None:
+    folder = two_capitals(tmp_path / mode, mode)
     asked = ("ask", "--memory", folder, "The capital of France is", "The population of Spain is", "--json")
     plain, result = run(*asked), run(*asked, "--explain")
     assert result.exit_code == 0, result.output
@@ -302,13 +308,7 @@ def test_a_memory_is_edited_further(lyon: tuple[Path, Result], tmp_path: Path) -
 
 def test_an_edit_is_taken_out_of_a_memory_on_disk(tmp_path: Path) -> None:
     for mode, rewritten in (("hybrid", []), ("retrieve", ["spain"])):
-        folder, edits = tmp_path / mode, tmp_path / "edits.jsonl"
-        given = [
-            wise.Edit(id="france", prompt="The capital of France is", target="Lyon", subject="France"),
-            wise.Edit(id="spain", prompt="The capital of Spain is", target="Lisbon", subject="Spain"),
-        ]
-        edits.write_text("".join(json.dumps(edit.to_dict()) + "\n" for edit in given))
-        assert run("edit", "--mode", mode, "--edits", edits, "--output", folder).exit_code == 0
+        folder = two_capitals(tmp_path / mode, mode)
         before = {file.name: file.read_bytes() for file in folder.iterdir()}
         refused(run("forget", folder, "--id", "portugal"), "'portugal' is not live", "known: france, spain")
         # Only where weights are shared is there a model to be loaded.

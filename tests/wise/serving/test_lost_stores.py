@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres import Server, emptied, end_sessions, postgres
-from serving import NAME, PATIENCE, Running, running
+from postgres import Server, end_sessions
+from serving import LYON, PATIENCE, Running, running
 from stores import statuses
 from waiting import until
 
@@ -22,32 +22,11 @@ from wise.serving.editor import LOST
 from wise.serving.editor_client import READY, WAITING
 from wise.serving.editor_process import EditorEnd
 
-FRANCE = "The capital of France is"
-LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres() as started:
-        yield started
-
-
-@pytest.fixture
-def url(server: Server) -> str:
-    emptied(server.url)
-    return server.url
-
-
-def said(served: Running) -> str:
-    with served.client("reader") as client:
-        body = {"model": NAME, "prompt": FRANCE, "temperature": 0}
-        return str(client.post("/v1/completions", json=body).json()["choices"][0]["text"])
-
 
 def restart(served: Running, server: Server) -> None:
     server.kill()
     until(lambda: served.service.follower.trouble and served.service.editor.state == WAITING)
-    assert said(served) == " Lyon."
+    assert served.said() == " Lyon."
     server.start()
 
 
@@ -71,7 +50,7 @@ def test_a_service_whose_database_was_away_edits_again_by_itself(
             return answer.status_code == 200
 
         until(live)
-        assert said(served) == " Nice." and client.get("/ready").status_code == 200
+        assert served.said() == " Nice." and client.get("/ready").status_code == 200
         store = served.service.store
         assert [version.number for version in store.journal.versions()] == [1, 2] and store.check().problems == ()
 
@@ -110,7 +89,7 @@ def test_an_editor_whose_lock_was_replaced_opens_the_store_again(tmp_path: Path)
         (tmp_path / "another").rename(tmp_path / "store" / "writer.lock")
         until(lambda: served.service.editor.state != READY)
         served.edit(LYON | {"target": "Nice"})
-        assert said(served) == " Nice." and served.service.store.check().problems == ()
+        assert served.said() == " Nice." and served.service.store.check().problems == ()
 
 
 def test_why_a_store_cannot_be_asked_is_told_once_and_not_with_each_attempt(caplog: pytest.LogCaptureFixture) -> None:

@@ -186,10 +186,10 @@ def streaming(served: Replicas) -> Iterator[list[tuple[str, str]]]:
 
 
 def test_a_new_edit_is_answered_by_both_replicas_and_a_killed_one_comes_back_with_it(
-    server: str, tmp_path: Path
+    url: str, tmp_path: Path
 ) -> None:
-    Store.open(server).close()
-    with replicas(server, tmp_path) as served:
+    Store.open(url).close()
+    with replicas(url, tmp_path) as served:
         before = served.said(FRANCE)
         assert [*before.values()] == [" Paris.", " Paris."]
         with streaming(served) as told:
@@ -206,5 +206,5 @@ def test_a_new_edit_is_answered_by_both_replicas_and_a_killed_one_comes_back_wit
         served.edit(SPAIN, "Spain")  # by the one that was no writer, or by the new one
         until(lambda: [*served.said(SPAIN).values()] == [" Lyon.", " Lyon."])
         assert [*served.said(FRANCE).values()] == [" Lyon.", " Lyon."]
-    with Store.open(server, writer=False) as store:
+    with Store.open(url, writer=False) as store:
         assert [edit.prompt for edit in store.read().state.edits] == [FRANCE, SPAIN]

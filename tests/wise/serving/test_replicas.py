@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from editors import done
 from secrets_told import found
-from serving import NAME, PATIENCE, Running, running
+from serving import FRANCE, LYON, PATIENCE, Running, running
 from stores import end, waiting
 from waiting import until
 
@@ -22,21 +22,12 @@ from wise.serving.editor import INTERRUPTED, Editor
 from wise.serving.editor_client import WAITING, command_result, send_to_writer
 from wise.serving.settings import Settings
 
-FRANCE = "The capital of France is"
-LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
-
 
 @pytest.fixture
 def place(place: str) -> str:
     """A store without edits."""
     Store.open(place).close()
     return place
-
-
-def said(served: Running) -> str:
-    with served.client("reader") as client:
-        body = {"model": NAME, "prompt": FRANCE, "temperature": 0}
-        return str(client.post("/v1/completions", json=body).json()["choices"][0]["text"])
 
 
 def left(served: Running) -> int:
@@ -53,15 +44,15 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
             spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
             shown = client.post("/v1/edits/preview", json={"edit": spain, "prompts": [FRANCE]}).json()
             assert [(a["before"], a["after"]) for a in shown["answers"]] == [("Madrid", "Porto"), ("Lyon", "Lyon")]
-            assert shown["outcome"]["status"] == "verified" and said(reader) == " Lyon."
+            assert shown["outcome"]["status"] == "verified" and reader.said() == " Lyon."
 
             gone = client.delete(f"/v1/edits/{live['id']}", params={"reason": "a mistake"})
             assert (gone.status_code, gone.json()["kind"], gone.json()["author"]) == (200, "delete", "the-admin")
-            assert said(reader) == " Paris."  # served here when it is answered
+            assert reader.said() == " Paris."  # served here when it is answered
 
             back = client.post("/v1/versions/1/rollback", json={"reason": "it was right"})
             assert (back.status_code, back.json()["number"], back.json()["reason"]) == (200, 3, "it was right")
-            assert said(reader) == " Lyon."
+            assert reader.said() == " Lyon."
 
             def refused(*_: Any, **__: Any) -> None:
                 raise EditError("field 'prompt': no")
@@ -108,7 +99,7 @@ def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
         assert client.post("/v1/versions/1/rollback").status_code == 200
         again = client.post(f"{path}/erase")
         assert again.status_code == 200 and again.json()["tickets"] == []
-        assert said(served) == " Paris." and served.edit(LYON | {"target": "Nice"})[0]["status"] == "live"
+        assert served.said() == " Paris." and served.edit(LYON | {"target": "Nice"})[0]["status"] == "live"
         assert served.service.store.check().problems == ()
         assert search() == {"France"}, "of the edit that came later"
 
@@ -122,9 +113,9 @@ def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(
         assert "is of mode 'hybrid' and this serves 'retrieve': start it anew" in other.service.follower.trouble
         with other.client("") as client:
             assert client.get("/ready").status_code == 503
-        assert (said(writer), said(other)) == (" Lyon.", " Paris.") and "serves 'retrieve'" in caplog.text
+        assert (writer.said(), other.said()) == (" Lyon.", " Paris.") and "serves 'retrieve'" in caplog.text
     with running(place, editing=False, mode="retrieve") as again:
-        assert said(again) == " Lyon."  # what the store was made with counts
+        assert again.said() == " Lyon."  # what the store was made with counts
 
 
 def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import openai
 import pytest
-from serving import NAME, Running, hold, running
+from serving import FRANCE, LYON, NAME, Running, hold, running
 from waiting import until
 
 import wise
@@ -21,9 +21,6 @@ from wise.memory.store.store import Store
 from wise.serving import prompts, routes_edits
 from wise.training.trainer import Trainer
 
-FRANCE = "The capital of France is"
-LYON = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
-
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Running]:
@@ -31,27 +28,22 @@ def served(tmp_path: Path) -> Iterator[Running]:
         yield found
 
 
-def said(served: Running, prompt: str = FRANCE, model: str = NAME) -> str:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as client:
-        return client.completions.create(model=model, prompt=prompt, temperature=0).choices[0].text
-
-
 def test_the_life_of_an_edit(served: Running) -> None:
     with served.client("editor") as editor, served.client() as admin:
-        assert said(served) == " Paris."
+        assert served.said() == " Paris."
         preview = editor.post("/v1/edits/preview", json={"edit": LYON, "prompts": ["The capital of Spain is"]}).json()
         assert [(a["before"], a["after"]) for a in preview["answers"]] == [("Paris", "Lyon"), ("Madrid", "Madrid")]
-        assert said(served) == " Paris."  # nothing was changed
+        assert served.said() == " Paris."  # nothing was changed
 
         [live] = served.edit(LYON | {"reason": "a decree"})
         assert (live["status"], live["live_in"], live["author"]) == ("live", 1, "the-editor")
         assert live["outcome"]["status"] == "verified"
-        assert said(served) == " Lyon."  # read what was written
-        assert said(served, "The capital of Spain is") == " Madrid."
+        assert served.said() == " Lyon."  # read what was written
+        assert served.said("The capital of Spain is") == " Madrid."
 
         replaced = editor.put(f"/v1/edits/{live['id']}", json={"target": "Nice", "wait": "live"})
         assert replaced.status_code == 200, replaced.text
-        assert said(served) == " Nice."
+        assert served.said() == " Nice."
         new = replaced.json()["edits"][0]["id"]
         history = editor.get(f"/v1/edits/{live['id']}").json()
         assert (history["status"], history["retired_in"]) == ("retired", 2)
@@ -59,13 +51,13 @@ def test_the_life_of_an_edit(served: Running) -> None:
 
         gone = editor.delete(f"/v1/edits/{new}", params={"reason": "a mistake"})
         assert (gone.status_code, gone.json()["number"], gone.json()["edits"]) == (200, 3, 0)
-        assert said(served) == " Paris."
+        assert served.said() == " Paris."
         assert editor.delete(f"/v1/edits/{new}").status_code == 409
         assert editor.delete("/v1/edits/never").status_code == 404
 
         back = admin.post("/v1/versions/1/rollback", json={"reason": "it was right"})
         assert (back.status_code, back.json()["number"], back.json()["reason"]) == (200, 4, "it was right")
-        assert said(served) == " Lyon."
+        assert served.said() == " Lyon."
         diff = admin.get("/v1/versions/2/diff").json()
         assert [(a["target"], b["target"]) for a, b in diff["changed"]] == [("Lyon", "Nice")]
         versions = admin.get("/v1/versions").json()
@@ -108,7 +100,7 @@ def test_an_edit_holds_by_every_name_of_its_subject_and_says_what_was_verified(s
     [live] = served.edit(LYON | {"aliases": ["the Hexagon"], "paraphrases": ["In France, the capital is"]})
     assert live["aliases"] == ["the Hexagon"] and live["messages"] == []
     assert live["outcome"]["holds"] == {"completion: prompt": True, "completion: paraphrases[0]": True}
-    assert said(served, "The capital of the Hexagon is") == " Lyon."
+    assert served.said("The capital of the Hexagon is") == " Lyon."
     with served.client("editor") as editor:
         path = f"/v1/edits/{live['id']}"
         [nice] = editor.put(path, json={"target": "Nice", "wait": "live"}).json()["edits"]
@@ -116,8 +108,8 @@ def test_an_edit_holds_by_every_name_of_its_subject_and_says_what_was_verified(s
         other = {"target": "Metz", "aliases": ["Gallia"], "wait": "live"}
         [metz] = editor.put(f"/v1/edits/{nice['id']}", json=other).json()["edits"]
         assert (metz["status"], metz["aliases"]) == ("live", ["Gallia"])
-    assert (said(served, "The capital of Gallia is"), said(served)) == (" Metz.", " Metz.")
-    assert said(served, "The capital of the Hexagon is") != " Metz."
+    assert (served.said("The capital of Gallia is"), served.said()) == (" Metz.", " Metz.")
+    assert served.said("The capital of the Hexagon is") != " Metz."
 
 
 def test_in_a_chat_an_edit_holds_in_every_turn_and_may_be_given_as_one(tmp_path: Path) -> None:
@@ -231,10 +223,10 @@ def test_namespaces_keep_to_themselves(mode: str, tmp_path: Path) -> None:
 def keep_to_themselves(served: Running) -> None:
     served.edit(LYON)
     served.edit(LYON | {"target": "Nice"}, model=f"{NAME}@team-a")
-    assert (said(served), said(served, model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
+    assert (served.said(), served.said(model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
     served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
-    assert said(served, "The capital of Spain is", f"{NAME}@team-a") == " Madrid."
-    assert (said(served), said(served, model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
+    assert served.said("The capital of Spain is", f"{NAME}@team-a") == " Madrid."
+    assert (served.said(), served.said(model=f"{NAME}@team-a")) == (" Lyon.", " Nice.")
     with served.client("reader") as client:
         models = client.get("/v1/models").json()["data"]
         assert [(model["id"], model["edits"]) for model in models] == [(NAME, 2), (f"{NAME}@team-a", 1)]
@@ -245,7 +237,7 @@ def keep_to_themselves(served: Running) -> None:
         assert (preview[0]["before"], preview[0]["after"]) == ("Paris", "Metz")
         mine = client.get("/v1/edits", params={"namespace": "team-a"}).json()["data"]
         assert client.delete(f"/v1/edits/{mine[0]['id']}").status_code == 200
-    assert (said(served), said(served, "The capital of Spain is")) == (" Lyon.", " Porto.")
+    assert (served.said(), served.said("The capital of Spain is")) == (" Lyon.", " Porto.")
 
 
 def test_the_default_namespace_is_the_first_model(served: Running) -> None:
@@ -344,9 +336,9 @@ def test_a_restart_finds_every_acknowledged_edit(tmp_path: Path) -> None:
             for line in stream.iter_lines():
                 if line == "event: live":
                     break
-        assert said(served) == " Lyon."
+        assert served.said() == " Lyon."
     with running(store, editing=False) as served:
-        assert said(served) == " Lyon."
+        assert served.said() == " Lyon."
 
 
 def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +356,7 @@ def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: 
     failed, live = answer.json()["edits"]
     assert (failed["status"], live["status"]) == ("failed", "live")
     assert "out of memory" in failed["outcome"]["why"]
-    assert (said(served), said(served, spain["prompt"])) == (" Paris.", " Porto.")
+    assert (served.said(), served.said(spain["prompt"])) == (" Paris.", " Porto.")
 
 
 def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,7 +380,7 @@ def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypa
         for thread in threads:
             thread.join()
         assert told[FRANCE] == "version-0 Paris."
-        assert said(served) == " Lyon."
+        assert served.said() == " Lyon."
 
 
 def test_all_prompts_of_a_request_are_answered_from_one_version(
@@ -418,7 +410,7 @@ def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
         refused = admin.post("/v1/versions/1/rollback")
         assert refused.status_code == 409 and "collected" in refused.json()["error"]["message"]
         assert admin.post("/v1/versions/3/rollback").status_code == 200
-        assert said(served) == " Metz."
+        assert served.said() == " Metz."
 
 
 def test_versions_are_listed_in_pages_the_newest_first(served: Running) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import random
 import sys
 import threading
-from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
-from postgres import Server, emptied, end_sessions, postgres
+from postgres import Server, end_sessions
 from secrets_told import WORDS, found, secret_values, tell_a_secret
 from stores import digest, edit, edits, learn, soak, statuses, written
 
@@ -18,18 +17,6 @@ from wise.memory.store.failpoints import POINTS
 from wise.memory.store.store import Store
 
 pytestmark = pytest.mark.postgres
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with postgres() as running:
-        yield running
-
-
-@pytest.fixture
-def url(server: Server) -> str:
-    emptied(server.url)
-    return server.url
 
 
 def session(store: Store) -> int:
