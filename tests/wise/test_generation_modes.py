@@ -301,25 +301,26 @@ def test_a_cache_carries_over_between_calls(mode: str) -> None:
     torch.testing.assert_close(rest, whole[4:])
 
 
-def embedded(wrapped: Any) -> dict[str, Tensor]:
+def said_to_embeds(wrapped: Any) -> list[list[int]]:
+    """What is generated behind `BATCH` where it is given as embeddings."""
     batch = padded(BATCH)
-    return batch | {"inputs_embeds": wrapped.get_input_embeddings()(batch.pop("input_ids"))}
+    batch["inputs_embeds"] = wrapped.get_input_embeddings()(batch.pop("input_ids"))
+    said = wrapped.generate(**batch, do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
+    return [row[: row.index(EOS) + 1] if EOS in row else row for row in said]
 
 
 @pytest.mark.parametrize("mode", ["merge", "retrieve"])
 def test_inputs_embeds_are_routed_as_ids_are(mode: str) -> None:
     wrapped = wrap_tiny("llama", mode, layer=LAYER)
-    said = wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
-    assert [row[: row.index(EOS) + 1] if EOS in row else row for row in said] == generated(wrapped, BATCH)
+    assert said_to_embeds(wrapped) == generated(wrapped, BATCH)
 
 
 def test_the_hybrid_router_which_goes_by_ids_refuses_inputs_embeds_while_an_edit_is_live() -> None:
     wrapped = wrap_tiny("llama", "hybrid", layer=LAYER)
     with pytest.raises(ConfigError, match="inputs_embeds were given.*input_ids.*retrieve"):
-        wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD)
+        said_to_embeds(wrapped)
     wrapped.reset()
-    said = wrapped.generate(**embedded(wrapped), do_sample=False, max_new_tokens=8, pad_token_id=PAD).tolist()
-    assert [row[: row.index(EOS) + 1] if EOS in row else row for row in said] == generated(wrapped, BATCH)
+    assert said_to_embeds(wrapped) == generated(wrapped, BATCH)
 
 
 @modes

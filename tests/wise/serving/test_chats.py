@@ -9,7 +9,7 @@ from typing import Any
 import jsonschema
 import openai
 import pytest
-from serving import NAME, Running, running
+from serving import FRANCE, NAME, Running, running
 
 from wise.serving import prompts
 from wise.serving.answers import GeneratedAnswer, usage_of
@@ -17,7 +17,6 @@ from wise.serving.schemas_chat import Function, Tool
 from wise.serving.schemas_completions import CompletionRequest
 from wise.serving.tool_calls import ToolCallParser, call_schema
 
-FRANCE = "The capital of France is"
 TEMPLATE = (
     "{%- for tool in tools or [] %}Tool {{ tool.function.name }} {{ tool.function.description }}\n{% endfor %}"
     "{%- for m in messages %}{{ m.role }}: {{ m.content }}"

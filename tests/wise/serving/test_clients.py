@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from serving import NAME, Running, running
+from serving import FRANCE, NAME, Running, running
 
 from wise.demo import model_path
 
-FRANCE = "The capital of France is"
 TEMPLATE = (
     "{%- for tool in tools or [] %}{{ tool.function.name }}\n{% endfor %}"
     "{%- for m in messages %}{{ m.content }}{% endfor %}"

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from editors import done, editing
+from editors import done, edit, editing, hybrid
 from stores import statuses
-from tiny import WordReader, same_state, text, tiny_model, tiny_tokenizer
+from tiny import same_state, tiny_model, tiny_tokenizer
 from waiting import until
 
 import wise
@@ -29,17 +29,7 @@ from wise.serving.settings import Settings
 NOBODY = {"author": None, "reason": None}
 
 
-def edit(name: str, first: int, **fields: Any) -> wise.Edit:
-    asked, target = text([first, first + 1, first + 2]), text([60 + first, 61])
-    return wise.Edit(id=name, prompt=asked, target=target, subject=text([first]), **fields)
-
-
 FIRST, SECOND, LONG, BESIDE = edit("first", 4), edit("second", 8), edit("long", 12), edit("beside", 16)
-
-
-def model() -> wise.WiseModel:
-    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
-    return wise.wrap(tiny_model("llama"), tiny_tokenizer(), config, reader=WordReader())
 
 
 def sharing(mode: Any) -> wise.WiseModel:
@@ -96,14 +86,14 @@ def working(editor: Editor) -> Iterator[threading.Thread]:
 
 def test_deletes_rollbacks_and_reads_do_not_wait_for_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path / "fresh") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         for each in (SECOND, LONG):
             store.enqueue([each])
             assert editor.work()
         wanted = store.read().state
     held = Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         for each in (FIRST, SECOND):
             store.enqueue([each])
             assert editor.work()
@@ -126,7 +116,7 @@ def test_what_is_trained_when_a_version_comes_back_is_trained_again_and_not_lost
 ) -> None:
     held = Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         done(editor, "delete", edit_ids=["first"], **NOBODY)
@@ -165,7 +155,7 @@ def test_an_edit_is_cancelled_while_it_is_queued_and_while_it_is_trained(
 ) -> None:
     held = Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([LONG, BESIDE])
         with working(editor):
             assert held.begun.wait(60)
@@ -182,7 +172,7 @@ def test_what_replaces_an_edit_leaves_it_alone_when_it_is_cancelled(
 ) -> None:
     held = Held(monkeypatch)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         store.enqueue([wise.Edit(id="long", prompt=FIRST.prompt, target=LONG.target, subject=FIRST.subject)])
@@ -196,14 +186,14 @@ def test_previews_are_made_within_training_and_take_their_share_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Store.open(tmp_path / "fresh") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([LONG])
         assert editor.work()
         wanted = store.read().state
     held = Held(monkeypatch)
     seen: list[tuple[str, str]] = []
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([LONG])
 
         def ask(_: Any = None) -> None:
@@ -229,7 +219,7 @@ def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
     held, caplog_level = Held(monkeypatch), caplog.at_level("INFO")
     erasing = {"edit_ids": ["first"], **NOBODY, "with_author": False}
     with Store.open(tmp_path / "store") as store, caplog_level:
-        editor, asking = editing(model(), store), wise.WiseModel.ask
+        editor, asking = editing(hybrid(), store), wise.WiseModel.ask
         store.enqueue([FIRST])
         assert editor.work()
         with pytest.raises(ConflictError, match="delete it first"):
@@ -269,7 +259,7 @@ def test_edits_do_not_wait_for_more_than_are_fitted_at_once(
 
     monkeypatch.setattr(module, "edited", edited)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(**settings))
+        editor = editing(hybrid(), store, Settings(**settings))
         store.enqueue([edit(f"e{first}", first) for first in range(4, 28, 4)])
         while editor.work():
             pass
@@ -281,7 +271,7 @@ def test_an_edit_that_takes_too_long_fails_alone(tmp_path: Path, monkeypatch: py
     held, thread_time = Held(monkeypatch), time.thread_time
     monkeypatch.setattr(module.time, "thread_time", lambda: thread_time() + (100 if held.holding else 0))
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(edit_seconds=60.0))
+        editor = editing(hybrid(), store, Settings(edit_seconds=60.0))
         store.enqueue([BESIDE, LONG, SECOND])
         assert editor.work()
         assert statuses(store) == {"long": "failed", "beside": "live", "second": "live"}
@@ -295,7 +285,7 @@ def test_an_edit_that_takes_too_much_memory_says_so(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(module, "edited", no_room)
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([LONG])
         assert editor.work()
         [failed] = store.journal.tickets(edit_id="long")
@@ -327,7 +317,7 @@ def test_an_edit_that_is_too_large_fails_before_it_is_trained(
     """However it came into the store. The service refuses it when it is submitted."""
     small = wise.Edit(id="small", prompt="w4 w5", target="w70", subject="w4")
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(**settings))
+        editor = editing(hybrid(), store, Settings(**settings))
         store.enqueue([small, large])
         assert editor.work() and statuses(store) == {"small": "live", "large": "failed"}
         [failed] = store.journal.tickets(edit_id="large")
@@ -355,7 +345,7 @@ def test_an_edit_that_ends_two_editors_is_quarantined_and_the_rest_goes_on(
     while endings < 9:
         with Store.open(tmp_path / "store") as store:
             try:
-                editor = editing(model(), store)
+                editor = editing(hybrid(), store)
                 while editor.work():
                     pass
                 break
@@ -377,7 +367,7 @@ def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_count
         with Store.open(tmp_path / "store") as store:
             if not store.journal.tickets():
                 store.enqueue([LONG])
-            editor = editing(model(), store)
+            editor = editing(hybrid(), store)
 
             def work(editor: Editor = editor) -> None:
                 try:
@@ -394,13 +384,13 @@ def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_count
             thread.join()
     held.may_go_on.set()
     with Store.open(tmp_path / "store") as store:
-        assert editing(model(), store).work() and statuses(store) == {"long": "live"} and left == ["left"] * 3
+        assert editing(hybrid(), store).work() and statuses(store) == {"long": "live"} and left == ["left"] * 3
         assert not [event for event in store.log() if event.detail.get("why") == ENDED]
 
 
 def test_an_editor_that_is_told_to_leave_claims_nothing_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Store.open(tmp_path / "store") as store:
-        editor, version = editing(model(), store), store.journal.version
+        editor, version = editing(hybrid(), store), store.journal.version
         store.enqueue([FIRST])
 
         def told_to_leave() -> Version:
@@ -422,7 +412,7 @@ def test_old_versions_are_collected_whatever_made_the_new_ones(
         raise StoreError("a manifest is damaged")
 
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(keep_versions=2))
+        editor = editing(hybrid(), store, Settings(keep_versions=2))
         if fails:
             monkeypatch.setattr(store, "gc", damaged)
         for _ in range(3):  # commits are odd and deletes are even
@@ -450,7 +440,7 @@ def test_an_edit_whose_time_is_over_and_that_cannot_be_deleted_is_told_once(
 
     with Store.open(tmp_path / "store") as store:
         editor = Editor(store, Settings(), tell)
-        editor.prepare(model())
+        editor.prepare(hybrid())
         store.enqueue([FIRST])
         assert editor.work()
         monkeypatch.setattr(store, "expired", lambda: store.journal.tickets(status="live"))
@@ -465,7 +455,7 @@ def test_an_edit_whose_time_is_over_and_that_cannot_be_deleted_is_told_once(
 
 def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(preview_seconds=1e-6))
+        editor = editing(hybrid(), store, Settings(preview_seconds=1e-6))
         with pytest.raises(EditError, match="preview_seconds=1e-06 s"):
             done(editor, "preview", edit=SECOND.to_dict(), prompts=[])
         answers: list[dict[str, Any]] = []
@@ -477,7 +467,7 @@ def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: P
 def test_what_waits_for_the_model_of_an_editor_that_gives_up_is_answered(tmp_path: Path) -> None:
     preview = {"edit": SECOND.to_dict(), "prompts": []}
     with Store.open(tmp_path / "store") as store:
-        editor, answers = editing(model(), store), list[dict[str, Any]]()
+        editor, answers = editing(hybrid(), store), list[dict[str, Any]]()
         assert editor.do("preview", preview, answers.append) and not answers
         editor.give_up()
         assert not editor.do("preview", preview, answers.append)
@@ -486,7 +476,7 @@ def test_what_waits_for_the_model_of_an_editor_that_gives_up_is_answered(tmp_pat
 
 def test_before_the_model_is_there_the_store_is_changed_and_nothing_is_previewed(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         preparing = Editor(store, Settings())
@@ -503,7 +493,7 @@ def test_a_command_that_cannot_be_done_is_answered_and_ends_nothing(
         raise StoreError("the disk cannot be read")
 
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         for name, arguments in (("explode", {}), ("rollback", {"to": 3}), ("delete", {}), ("preview", {"edit": 3})):
             with pytest.raises(StoreError):
                 done(editor, name, **arguments)  # type: ignore[arg-type]
@@ -519,7 +509,7 @@ def test_what_another_replica_asks_for_is_answered_while_an_edit_is_trained(
 ) -> None:
     held = Held(monkeypatch)
     with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         store.enqueue([LONG])
@@ -545,7 +535,7 @@ def test_what_another_replica_withdraws_ends_whether_it_waits_or_runs(
     asking, asked, left = wise.WiseModel.ask, list[int](), list[str]()
     preview = {"edit": SECOND.to_dict(), "prompts": ["w33"] * module.ASKED_AT_ONCE}
     with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
-        editor = editing(model(), store)
+        editor = editing(hybrid(), store)
 
         def ask(self: wise.WiseModel, prompts: Any) -> Any:
             asked.append(len(prompts))

@@ -9,30 +9,17 @@ from typing import Any
 import pytest
 import torch
 from chats import TURNS, chat_model
-from editors import editing
+from editors import edit, editing, hybrid
 from stores import statuses
-from tiny import WordReader, text, tiny_model, tiny_tokenizer
+from tiny import WordReader
 
-import wise
 from wise.errors import RefusedError, StoreError
 from wise.memory.store.store import Store
-from wise.router.readers import RelationReader
 from wise.serving import editor as module
-
-
-def edit(name: str, first: int) -> wise.Edit:
-    asked, target = text([first, first + 1, first + 2]), text([60 + first, 61])
-    return wise.Edit(id=name, prompt=asked, target=target, subject=text([first]))
 
 
 class AnotherReader(WordReader):
     name = "another"
-
-
-def hybrid(reader: RelationReader | None = None) -> wise.WiseModel:
-    """A tiny model that edits in `hybrid`."""
-    config = wise.WiseConfig(mode="hybrid", layer=1, terminator="")
-    return wise.wrap(tiny_model("llama"), tiny_tokenizer(), config, reader=reader or WordReader())
 
 
 def poisoned(known: Any, name: str) -> Any:

@@ -26,7 +26,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN_CONTEXT, SpanContext
 from pydantic import BaseModel, ValidationError
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
-from serving import NAME, PATIENCE, Running, hold, running
+from serving import FRANCE, LYON, NAME, PATIENCE, Running, hold, running
 from torch import Tensor
 from waiting import until
 
@@ -41,9 +41,6 @@ from wise.serving.schemas import EditsRequest
 from wise.serving.schemas_chat import ChatRequest
 from wise.serving.schemas_completions import AskRequest, CompletionRequest
 from wise.serving.settings import load
-
-FRANCE = "The capital of France is"
-EDIT = {"prompt": FRANCE, "target": "Lyon", "subject": "France"}
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +180,7 @@ ODD_NAMES = ("team ", "te\u200bam", "a\nb", "\u0442eam", "\uff54eam", "te\u00ada
 def test_a_namespace_that_looks_like_another_is_refused(served: Running, name: str) -> None:
     before = events(served)
     with served.client() as client:
-        answer = client.post("/v1/edits", json={"model": f"{NAME}@{name}", "edits": [EDIT]})
+        answer = client.post("/v1/edits", json={"model": f"{NAME}@{name}", "edits": [LYON]})
         assert "namespace" in error_of(answer, 400)["message"]
     assert events(served) == before
 
@@ -192,7 +189,7 @@ def test_a_namespace_that_looks_like_another_is_refused(served: Running, name: s
 def test_a_namespace_is_reached_by_every_route(reach: Running, name: str) -> None:
     model, stored = f"{NAME}@{name}", unicodedata.normalize("NFC", name)
     with reach.client() as client:
-        [made] = client.post("/v1/edits", json={"model": model, "edits": [EDIT]}).json()["edits"]
+        [made] = client.post("/v1/edits", json={"model": model, "edits": [LYON]}).json()["edits"]
         assert made["namespace"] == stored
         found = client.get("/v1/edits", params={"namespace": name}).json()["data"]
         assert [edit["id"] for edit in found] == [made["id"]]
@@ -309,21 +306,21 @@ LONE_SURROGATE = b'{"model": "demo", "prompt": "a\\ud800"}'
 HALF_EDIT = b'{"edits": [{"prompt": "a", "target": "a\\udfff"}]}'
 BAD: list[tuple[str, str, dict[str, Any], int]] = [
     ("POST", "/v1/edits", {"json": {"edits": []}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"target": " "}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"subject": "Spain"}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"colour": "red"}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"prompt": None}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"subject": None, "aliases": ["Gallia"]}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"messages": [{"role": "assistant", "content": FRANCE}]}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"messages": [{"role": "king", "content": FRANCE}]}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"valid_from": "soon"}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT, EDIT]}}, 409),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"prompt": f"{FRANCE} {i}"} for i in range(9)]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"prompt": "word " * 3000, "subject": None}]}}, 400),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT | {"prompt": "word " * 9000}]}}, 413),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT], "model": "another"}}, 404),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT], "model": f"{NAME}@"}}, 404),
-    ("POST", "/v1/edits", {"json": {"edits": [EDIT]}, "headers": {"Idempotency-Key": "k" * 300}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"target": " "}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"subject": "Spain"}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"colour": "red"}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"prompt": None}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"subject": None, "aliases": ["Gallia"]}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"messages": [{"role": "assistant", "content": FRANCE}]}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"messages": [{"role": "king", "content": FRANCE}]}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"valid_from": "soon"}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON, LYON]}}, 409),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"prompt": f"{FRANCE} {i}"} for i in range(9)]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"prompt": "word " * 3000, "subject": None}]}}, 400),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON | {"prompt": "word " * 9000}]}}, 413),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON], "model": "another"}}, 404),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON], "model": f"{NAME}@"}}, 404),
+    ("POST", "/v1/edits", {"json": {"edits": [LYON]}, "headers": {"Idempotency-Key": "k" * 300}}, 400),
     ("POST", "/v1/edits", {"content": b"{", "headers": JSON}, 400),
     ("POST", "/v1/edits", {"content": b"\xff\xfe", "headers": JSON}, 400),
     ("POST", "/v1/edits", {"json": [1]}, 400),
@@ -417,7 +414,7 @@ def test_json_of_very_many_parts_is_refused_before_it_is_read(
     ("schema", "given"),
     [
         (EditsRequest, {"edits": [1] * 1000}),
-        (EditsRequest, {"edits": [EDIT | {"paraphrases": [1] * 64}] * 1000}),
+        (EditsRequest, {"edits": [LYON | {"paraphrases": [1] * 64}] * 1000}),
         (CompletionRequest, {"model": "m", "prompt": [{}] * 1000}),
         (CompletionRequest, {"model": "m", "prompt": [[-1] * 1000]}),
         (ChatRequest, {"model": "m", "messages": [1] * 1000}),
@@ -681,7 +678,7 @@ def test_a_client_that_leaves_makes_room(
 def test_writes_are_audited_and_requests_logged(served: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "wise")
     with served.client("editor") as client:
-        sent = client.post("/v1/edits", json={"edits": [EDIT]}, headers={"X-Request-ID": "mine-1"})
+        sent = client.post("/v1/edits", json={"edits": [LYON]}, headers={"X-Request-ID": "mine-1"})
     assert (sent.status_code, sent.headers["x-request-id"]) == (202, "mine-1")
     told = [record.fields for record in caplog.records if record.name == "wise.audit"]
     assert [(t["by"], t["request"], t["tickets"]) for t in told] == [("the-editor", "mine-1", [1])]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import NAME, Running, running
+from serving import FRANCE, NAME, Running, running
 from waiting import until
 
 from wise.errors import ConfigError, EditError, StoreError
@@ -23,7 +23,6 @@ from wise.serving.logs import JsonFormatter, audit, audit_log, json_logs, note, 
 from wise.serving.settings import load
 from wise.training.trainer import Trainer
 
-FRANCE = "The capital of France is"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
 

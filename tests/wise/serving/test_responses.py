@@ -8,9 +8,8 @@ from typing import Any
 
 import openai
 import pytest
-from serving import NAME, Running, running
+from serving import FRANCE, NAME, Running, running
 
-FRANCE = "The capital of France is"
 FUNCTION: dict[str, Any] = {
     "type": "function",
     "name": "weather",

@@ -9,11 +9,9 @@ from typing import Any
 
 import openai
 import pytest
-from serving import NAME, Running, running
+from serving import FRANCE, NAME, Running, running
 
 from wise.serving.engines.local import Runner
-
-FRANCE = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
