@@ -17,7 +17,6 @@ A table goes to stdout, and JSON with date and hardware to `--output`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -36,6 +35,7 @@ from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.edits import Edit
 from wise.lab.eval.environment import environment
+from wise.lab.eval.results_file import write_json
 from wise.training.generation import greedy
 
 LARGE = {
@@ -174,17 +174,13 @@ def main() -> None:
         verified, alike = f"{row['verified']} of {row['edits']}", "yes" if row["answers_of_the_first"] else "no"
         name = f"{row['device']:10} {row['dtype']:10} {row['attention']:18}"
         print(f"{name} {verified:>10} {alike:>13} {row.get('error', '')}".rstrip(), flush=True)
-        write(args.output, figures)  # what is known, should the rest fail
+        write_json(args.output, figures)  # what is known, should the rest fail
     base = random_llama(shape, device)
     model = wise.wrap(base, AutoTokenizer.from_pretrained(model_path()), WiseConfig(mode="hybrid", terminator=""))
     spent = costs(model, edits, device, args.pairs)
     for name, value in spent.items():
         print(f"{name:24} {value:.3f}" if isinstance(value, float) else f"{name:24} {value}")
-    write(args.output, figures | {"costs": spent})
-
-
-def write(file: Path, figures: dict[str, Any]) -> None:
-    file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_json(args.output, figures | {"costs": spent})
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from types import FrameType
 
 import transformers
 
+from wise.lab.eval.results_file import write_json
 from wise.loading import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -61,7 +62,7 @@ def main() -> int:
 
 def write(file: Path, found: dict[str, dict[str, object]]) -> None:
     data = {"transformers": transformers.__version__, "models": dict(sorted(found.items())), "excluded": EXCLUDED}
-    file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    write_json(file, data)
 
 
 def _out_of_time(_signal: int, _frame: FrameType | None) -> None:

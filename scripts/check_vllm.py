@@ -289,6 +289,8 @@ def installed(name: str) -> str | None:
 
 def write(file: Path, keys: Sequence[str], figures: dict[str, Any]) -> None:
     """Adds figures at a path of keys, with the day, the releases and the machine; what else is there stays."""
+    from wise.lab.eval.results_file import write_json
+
     results = json.loads(file.read_text()) if file.exists() else {}
     place = results
     for key in keys:
@@ -296,7 +298,7 @@ def write(file: Path, keys: Sequence[str], figures: dict[str, Any]) -> None:
     place.clear()
     place |= {"date": datetime.now(UTC).date().isoformat(), "vllm": installed("vllm"), "torch": installed("torch")}
     place |= {"cores": os.cpu_count()} | figures
-    file.write_text(json.dumps(results, indent=1) + "\n")
+    write_json(file, results)
 
 
 def main() -> int:

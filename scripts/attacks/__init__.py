@@ -18,6 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from wise.lab.eval.results_file import write_json
+
 
 class AttackError(Exception):
     """What was attacked did what it must not; the message says what was seen."""
@@ -66,4 +68,4 @@ def _record(file: str, run: str, results: Mapping[str, Any]) -> None:
     path = Path(file)
     found = json.loads(path.read_text()) if path.exists() else {}
     found[run] = dict(sorted({**found.get(run, {}), **results}.items()))
-    path.write_text(json.dumps(found, indent=1) + "\n")
+    write_json(path, found)
