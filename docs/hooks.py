@@ -24,6 +24,7 @@ from mkdocs.structure.files import File, Files
 
 from wise.cli.app import EXIT_CODES, app
 from wise.config import WiseConfig
+from wise.lab.bench.benchmark_table import markdown
 from wise.serving.app import build_app
 from wise.serving.settings import Settings
 
@@ -37,8 +38,7 @@ ATTACKS_FILE = ROOT / "docs/results/service.json"
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     """A Markdown table; nothing without rows."""
-    lines = [head, tuple("---" for _ in head), *rows] if rows else []
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return markdown(head, rows).rstrip() if rows else ""
 
 
 def one_line(text: str | None) -> str:

@@ -74,8 +74,9 @@ def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:
 
 
 def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of Markdown; a mark in a cell that would end it is escaped."""
     lines: list[Sequence[str]] = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def _short(value: float | None, places: int) -> str:
