@@ -118,12 +118,8 @@ class EditingContext:
         return digest_of_json(self.texts)
 
     def _read(self, length: int) -> Iterator[list[int]]:
-        begin = len(self.encoder.bos)
         for text in self.texts or ():
-            body = self.encoder.prompt(text)[begin:]
-            size = length - begin
-            for start in range(0, len(body), size):
-                yield [*self.encoder.bos, *body[start : start + size]]
+            yield from cut(self.encoder, text, length)
 
     def _sampled(self, length: int, seed: int) -> Iterator[list[int]]:
         rows = self.encoder.starts(SAMPLED)
@@ -152,6 +148,20 @@ class EditingContext:
         with replaced_file(file) as new:
             save_file(tensors, new, metadata={"about": about})
         return tensors
+
+
+def texts_digest(texts: Sequence[str] | None) -> str:
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+
+
+def cut(encoder: Encoder, text: str, length: int) -> Iterator[list[int]]:
+    """The ids of a text in rows of at most `length`. Every row begins as a prompt does: with a beginning-of-sequence
+    where the encoder or its tokenizer puts one."""
+    ids = encoder.prompt(text)
+    begin = ids[:1] if ids[:1] == [encoder.tokenizer.bos_token_id] else []
+    size = length - len(begin)
+    for start in range(len(begin), len(ids), size):
+        yield [*begin, *ids[start : start + size]]
 
 
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:

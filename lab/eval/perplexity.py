@@ -9,6 +9,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
+from wise.lab.editors.context import cut
 from wise.lab.eval.prompting import Prompter, PromptRow, logits, rows_at_once, token_log_probs
 from wise.training.encoding import Encoder
 
@@ -31,12 +32,7 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
     for text in texts:
         if left <= 0:
             break
-        ids = encoder.prompt(text[: left * CHARACTERS_PER_TOKEN])
-        begin = ids[:1] if ids[:1] == [encoder.tokenizer.bos_token_id] else []
-        body = ids[len(begin) :]
-        size = min(WINDOW, encoder.context) - len(begin)
-        for start in range(0, len(body), size):
-            window = [*begin, *body[start : start + size]]
+        for window in cut(encoder, text[: left * CHARACTERS_PER_TOKEN], min(WINDOW, encoder.context)):
             fed = window[1 : 1 + left]
             if fed:
                 results.append(PromptRow(prompt=window[:1], fed=fed))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from editing_contexts import tiny_context
-from tiny import text
+from tiny import BOS, text, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from wise.errors import ConfigError
 from wise.lab.editors import statistics
@@ -138,3 +140,17 @@ def test_settings_are_checked_and_followed():
     context = tiny_context(texts=corpus())
     (found,) = prepared_moments(context, [1], settings(ridge=0.5))
     torch.testing.assert_close(found, with_ridge(computed(context), 0.5))
+
+
+def test_every_row_begins_as_a_prompt_does_whoever_puts_it_there():
+    """The rows behind a text's first had no beginning-of-sequence where the tokenizer puts it, and not the encoder."""
+    ours = tiny_context(texts=corpus())
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", BOS)]
+    )
+    theirs = replace(ours, encoder=replace(ours.encoder, tokenizer=tokenizer, bos=()))
+    rows = list(theirs.corpus(TOKENS, length=6))
+    assert all(row[0] == BOS and BOS not in row[1:] for row in rows) and rows == list(ours.corpus(TOKENS, length=6))
+    without = replace(ours, encoder=replace(ours.encoder, bos=()))  # the control
+    assert not any(BOS in row for row in without.corpus(TOKENS, length=6))
