@@ -23,6 +23,7 @@ from wise.edits import Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_space
+from wise.lab.eval.prompting import apart
 from wise.lab.eval.quality import RELIABILITY
 from wise.lab.eval.results_file import read_run, with_source, write_json
 from wise.lab.eval.run import Scope, evaluate
@@ -65,22 +66,18 @@ class Plan:
 
 def make_plan(records: Sequence[Record], *, edits: int, searched: int, skip: int = 0, **rest: Any) -> Plan:
     """A plan over the records of a file, in their order: those to measure, to search on, and to train on, of which none
-    has a prompt of the others. Openings of free text, which are not measured here, are left out. Raises EditError where
-    there are too few."""
+    asks in any wording what one of the others does. Openings of free text, which are not measured here, are left out.
+    Raises EditError where there are too few."""
     bare = [replace(record, generation_prompts=()) for record in records[skip:]]
-    if len(bare) < edits + searched:
+    measured, others = bare[:edits], apart(bare[edits:], bare[:edits])
+    if len(measured) < edits or len(others) < searched:
         raise EditError(
-            f"{edits} records to measure and {searched} to search on were asked for after the first {skip}, and there "
-            f"are {len(bare)}; ask for fewer edits, or search on fewer"
+            f"{edits} records to measure and {searched} others to search on were asked for after the first {skip}, and "
+            f"there are {len(measured) + len(others)}; ask for fewer edits, or search on fewer"
         )
-    used = {prompt for record in bare[: edits + searched] for prompt in (record.edit.prompt, *record.paraphrases)}
-    training = [record for record in bare[edits + searched :] if record.edit.prompt not in used]
-    return Plan(
-        measured=tuple(bare[:edits]),
-        searched=tuple(bare[edits : edits + searched]),
-        training=tuple(training[:TRAINING]),
-        **rest,
-    )
+    searching = others[:searched]
+    training = apart(others[searched:], searching)[:TRAINING]
+    return Plan(measured=tuple(measured), searched=tuple(searching), training=tuple(training), **rest)
 
 
 def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:

@@ -113,6 +113,18 @@ def select(model: EditedModel, records: Sequence[Record]) -> Selection:
     )
 
 
+def apart(records: Iterable[Record], measured: Iterable[Record]) -> list[Record]:
+    """Those of `records` that ask in no wording what one of `measured` asks: what an editor may learn from, or be
+    searched on, when these are measured."""
+
+    def asked(record: Record) -> set[str]:
+        edit = record.edit
+        return {edit.prompt, *edit.paraphrases, *record.paraphrases, *record.free_paraphrases}
+
+    used = {text for record in measured for text in asked(record)}
+    return [record for record in records if not used & asked(record)]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptRow:
     """A prompt and what is read in after it."""

@@ -66,13 +66,14 @@ def eval_(
     about = described(data, form, skip, model)
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.picture import draw_run
+    from wise.lab.eval.prompting import apart
     from wise.lab.eval.results_file import with_source
     from wise.lab.eval.routing.texts import running_text
     from wise.lab.eval.run import Scope, evaluate
 
     chosen = options.parsed_settings(set_) | options.settings(seed=seed)
     all_settings(editor, chosen)
-    learning = Learning(training=tuple(pool), **statistics.given())
+    learning = Learning(training=tuple(apart(pool, records)), **statistics.given())
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
     scope.check(editor)
     if picture is not None and not routing and len(records) < 2:

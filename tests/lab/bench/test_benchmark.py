@@ -66,6 +66,19 @@ def test_no_record_is_for_two_things(known: list[Record]) -> None:
         make_plan(known, edits=20, searched=2)
 
 
+def test_no_wording_of_what_is_measured_is_searched_or_trained_on(known: list[Record]) -> None:
+    """Sets ask one thing in several records; a search on the same question is a search on what is measured."""
+    question = known[0].paraphrases[0]
+    again = [
+        replace(known[i], edit=replace(known[i].edit, prompt=question, subject=None, id=f"again {i}")) for i in (3, 8)
+    ]
+    found = make_plan([*known[:3], again[0], *known[4:8], again[1], *known[9:]], edits=3, searched=2)
+    assert [r.edit.id for r in found.searched] == [r.edit.id for r in known[4:6]]
+    assert [r.edit.id for r in found.training] == [r.edit.id for r in (*known[6:8], *known[9:])]
+    own = replace(again[0], edit=known[3].edit)  # the control
+    assert own.edit.id in {r.edit.id for r in make_plan([*known[:3], own, *known[4:]], edits=3, searched=2).searched}
+
+
 @pytest.mark.parametrize("name", [name for name, editor in EDITORS.items() if editor.edits])
 def test_every_editor_is_searched_alike(name: str) -> None:
     tried = candidates(name, 4, seed=0)
