@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
+from math import ceil
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -27,6 +28,7 @@ from wise.lab.eval.prompting import apart
 from wise.lab.eval.quality import RELIABILITY
 from wise.lab.eval.results_file import read_run, with_source, write_json
 from wise.lab.eval.run import Scope, evaluate
+from wise.memory.artifact import digest_of_json
 from wise.memory.fingerprint import weights_digest
 
 CANDIDATES = 10_000
@@ -46,7 +48,8 @@ class Plan:
     searched: tuple[Record, ...]
     training: tuple[Record, ...]
     least: int = 20
-    """Edits measured at each size, at least: a shorter stream is made again of the next records, and again."""
+    """Edits measured at each size, at least, as far as there are records: a shorter stream is made again of the next
+    ones, and again."""
     trials: int = 4
     """Settings that a search tries, the defaults among them; 1 takes the defaults without a search."""
     seed: int = 0
@@ -56,7 +59,7 @@ class Plan:
 
     def streams(self, size: int) -> list[tuple[Record, ...]]:
         """The streams of a size, none of which has a record of another."""
-        count = max(1, min(self.least, len(self.measured)) // size)
+        count = max(1, min(ceil(self.least / size), len(self.measured) // size))
         return [self.measured[i * size : (i + 1) * size] for i in range(count)]
 
     @property
@@ -147,7 +150,8 @@ def compare_editors(
     """Searches and runs what is not in `folder` yet: `EDITOR.search.json`, and `EDITOR-SIZE.STREAM.json`, each the file
     of a run with the search in it. about: the names of the data and the model, for each run.
 
-    Raises ConfigError for an unknown editor, or a folder of other records, another model or seed, or other trials.
+    Raises ConfigError for an unknown editor, or a folder of other records or texts, another model or seed, or other
+    trials.
     """
     for editor in editors:
         find_editor(editor)
@@ -159,6 +163,8 @@ def compare_editors(
         "seed": plan.seed,
         "trials": plan.trials,
         "searched records": [record.edit.id for record in plan.searched] if plan.trials > 1 else [],
+        "corpus": digest_of_json(plan.corpus),
+        "text": digest_of_json(plan.texts),
     }
     searched: dict[str, dict[str, Any]] = {}
     for editor in editors:

@@ -150,10 +150,6 @@ class EditingContext:
         return tensors
 
 
-def texts_digest(texts: Sequence[str] | None) -> str:
-    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()
-
-
 def cut(encoder: Encoder, text: str, length: int) -> Iterator[list[int]]:
     """The ids of a text in rows of at most `length`. Every row begins as a prompt does: with a beginning-of-sequence
     where the encoder or its tokenizer puts one."""

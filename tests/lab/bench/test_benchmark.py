@@ -102,6 +102,8 @@ def test_short_streams_are_repeated_on_other_records(plan: Plan) -> None:
     first, second = plan.streams(1)
     assert (*first, *second) == plan.measured[:2]
     assert replace(plan, least=100).streams(1) == [(record,) for record in plan.measured]
+    longer = replace(plan, measured=(*plan.measured, *plan.searched), least=3)
+    assert [len(longer.streams(size)) for size in (1, 2, 3)] == [3, 2, 1], "at least three edits of each size"
 
 
 def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> None:
@@ -135,6 +137,8 @@ def test_what_is_done_is_not_done_again(base: Any, plan: Plan, folder: Path, mon
         ({"seed": 1}, "0", "seed"),
         ({"trials": 1}, "0", "trials, searched records"),
         ({"searched": ()}, "0", "searched records"),
+        ({"corpus": ("The tea was cold.",)}, "0", "corpus"),
+        ({"texts": ("The tea was cold.",)}, "0", "text"),
         ({}, "1", "data"),
         ({}, "0", "model"),
     ],
