@@ -61,6 +61,8 @@ class EditingContext:
     """A corpus for statistics; None lets the base speak for itself."""
     training: tuple[Record, ...] = ()
     """Records that are not edited, for editors that are trained themselves."""
+    unrelated: tuple[str, ...] = ()
+    """Everyday prompts in the form in which edits are asked for; without any, those of `training` stand for them."""
     cache: Path | None = None
     """Folder in which what takes long to compute is kept."""
     progress: Progress = silent

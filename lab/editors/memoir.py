@@ -20,8 +20,10 @@ Where this departs from the paper and its code:
   attention mask keeps, and forwards that go on with those tokens' cache go on with those masks. Who feeds in more than
   a prompt says so with `reading`.
 * k is a share of the features: the paper's 4096 of 14336.
-* The mean over unrelated prompts is one over records that are not edited, or else over the corpus; the released code
-  ships a file for each base. Masks are compared from `tau` on as the code does; its value there differs by data set.
+* The mean over unrelated prompts is in a chat one over questions as turns, and else one over records that are not
+  edited, or over the corpus; the released code ships a file for each base. Its prompts must have the form of those that
+  are asked: otherwise what all of one form have in common stands out, and all of them match.
+* Masks are compared from `tau` on as the code does; its value there differs by data set.
 * A prompt that is edited anew takes the place of its old mask. The released code keeps only one of two equal masks too.
 """
 
@@ -196,7 +198,8 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         return super().unwrap()
 
     def _prepare(self) -> None:
-        prompts = [record.edit.prompt for record in self.context.training[:UNRELATED]]
+        known = self.context.unrelated or [record.edit.prompt for record in self.context.training]
+        prompts = list(known[:UNRELATED])
         about: dict[str, Any] = {"path": self.layer.path, "prompts": prompts}
         if not prompts:
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}

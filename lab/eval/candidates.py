@@ -17,9 +17,11 @@ from wise.edits import Record
 from wise.errors import ConfigError, did_you_mean
 from wise.lab.editors.context import EditingContext, Progress, silent
 from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
-from wise.lab.eval.prompting import EditedModel
+from wise.lab.eval.prompting import EditedModel, turn_text
+from wise.lab.eval.routing.texts import shipped_questions
 from wise.memory.modules import evaluating
 from wise.model import wrap
+from wise.router.turns import ChatTemplate, user_turn
 from wise.training.encoding import learn_encoder
 
 
@@ -102,20 +104,25 @@ def open_editor(
     progress: Progress = silent,
 ) -> EditedModel:
     """An editor on a base, nothing edited yet. chat: prompts of an editor of the literature are turns of a chat, and
-    its answers end as there. Raises ConfigError for an unknown editor or setting."""
+    its answers end as there. Raises ConfigError for an unknown editor or setting, or a chat without a template."""
     editor = find_editor(name)
+    if chat and ChatTemplate.learn(tokenizer) is None:
+        raise ConfigError("this base has no chat template that can be used: ask plain texts (--form completion)")
     if editor.kind != "baseline":
         return wrap(model, tokenizer, _wise_config(editor, settings))
     learning = learning or Learning()
     with evaluating(model):
         encoder = learn_encoder(model, tokenizer, WiseConfig())
+    turns: list[str] = []
     if chat:
         encoder = replace(encoder, terminator=encoder.chat_terminator)
+        turns = [turn_text(encoder, [user_turn(question)]) for question in shipped_questions()]
     context = EditingContext(
         model=model,
         encoder=encoder,
         texts=learning.corpus,
         training=learning.training,
+        unrelated=tuple(turns),
         cache=learning.cache,
         progress=progress,
     )

@@ -8,7 +8,7 @@ of the row alone in every architecture. Rows of like length share a batch.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from reprlib import repr as shortened
@@ -26,6 +26,7 @@ from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
 from wise.model import WiseModel
 from wise.probes import Probe
+from wise.router.turns import rendered
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy, right_pad
 
@@ -258,6 +259,15 @@ def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
     for each in places:
         check_logits(each)
     return places
+
+
+def turn_text(encoder: Encoder, messages: Sequence[Mapping[str, str]]) -> str:
+    """A conversation in the base's chat template, up to where the answer begins: the text that `encoder.prompt` reads
+    as the ids of `encoder.turn(messages)`."""
+    text, ids = rendered(encoder.tokenizer, messages), encoder.turn(messages)
+    # A template often writes the beginning of sequence that the encoder puts there as well.
+    bare = text.removeprefix(encoder.tokenizer.bos_token or "")
+    return next((each for each in (text, bare, bare.lstrip()) if encoder.prompt(each) == ids), bare)
 
 
 def check_logits(values: Tensor) -> None:

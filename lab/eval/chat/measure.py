@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from wise.edits import Edit
@@ -16,14 +17,14 @@ from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
 from wise.lab.eval.candidates import find_editor
 from wise.lab.eval.chat.facts import Fact
-from wise.lab.eval.intervals import wilson
-from wise.lab.eval.prompting import EditedModel, Prompter
+from wise.lab.eval.intervals import Interval, share_interval
+from wise.lab.eval.prompting import EditedModel, Prompter, turn_text
 from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
 from wise.lab.eval.run import EditStream
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import Message
+from wise.router.turns import Message, user_turn
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import EditReport
@@ -86,9 +87,10 @@ class ChatFigures:
     results: tuple[Result, ...] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: share, count and 95 % interval (Wilson) of each measure, and what went wrong."""
+        """For JSON: share, count and 95 % interval of each measure, and what went wrong. The wordings of one fact stand
+        and fall together, so the interval takes them together (`share_interval`)."""
         shares = {
-            name: {"share": right / asked, "asked": asked, "interval": list(wilson(right, asked))}
+            name: {"share": right / asked, "asked": asked, "interval": list(self._interval(name))}
             for name, (right, asked) in self.measures.items()
         }
         wrong = [
@@ -97,6 +99,11 @@ class ChatFigures:
             if not r.right
         ]
         return {"measures": shares, "wrong": wrong}
+
+    def _interval(self, measure: str) -> Interval:
+        of_measure = [result for result in self.results if result.question.measure == measure]
+        clusters = [r.question.fact if r.question.fact >= 0 else r.question.text for r in of_measure]
+        return share_interval(torch.tensor([result.right for result in of_measure]), clusters)
 
 
 def apply_edits(
@@ -120,10 +127,8 @@ def apply_edits(
 
 def _templated(encoder: Encoder, edit: Edit) -> Edit:
     """The edit with the turn of a chat as its prompt, up to where the answer begins."""
-    messages = [message._asdict() for message in edit.messages] or [{"role": "user", "content": edit.prompt}]
-    text = str(encoder.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False))
-    if encoder.prompt(text) != encoder.turn(messages):  # its beginning-of-sequence is put there anyway
-        text = text.removeprefix(encoder.tokenizer.bos_token or "").lstrip()
+    messages = [message._asdict() for message in edit.messages] or [user_turn(edit.prompt)]
+    text = turn_text(encoder, messages)
     return Edit(prompt=text, target=edit.target, subject=edit.subject, id=edit.id)
 
 
@@ -132,11 +137,14 @@ def measure_chat(
 ) -> ChatFigures:
     """Asks an edited model, in the chat template or, with `chat` False, as plain texts to be completed.
 
-    Facts whose edit is not live count as wrong where they ask for it. The oracle's measure, of `hybrid` alone, is of
+    A question that must not change is left out where it asks what another fact or edit does: sets have such. Facts
+    whose edit is not live count as wrong where they ask for it. The oracle's measure, of `hybrid` alone, is of
     rewordings with the right edit held open, whatever the router says: the ceiling of any router.
     """
     prompter = Prompter(model, progress)
-    questions = _questions(model.encoder, facts, chat)
+    edited = {edit.prompt for edit in model.edits}
+    edited |= {text for f in facts for text in (f.edit.prompt, *f.rewordings, *f.free_rewordings)}
+    questions = [q for q in _questions(model.encoder, facts, chat) if q.said or q.text not in edited]
     spoken, unchanged = [q for q in questions if q.said], [q for q in questions if not q.said]
     answers = dict(zip(spoken, _ask(prompter, "what was edited", spoken), strict=True))
     # In the very batches in which the base is asked: in half precision a row depends on the shape of its batch.

@@ -6,11 +6,11 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from jinja2 import TemplateError
 
 from wise.edits import Edit, Record
+from wise.lab.eval.prompting import turn_text
 from wise.lab.eval.routing.relations import EditedFacts, Relations
 from wise.lab.eval.routing.topics import sentences
 from wise.training.encoding import Encoder
@@ -67,8 +67,7 @@ class Conversation:
 
     def __init__(self, encoder: Encoder) -> None:
         self._encoder = encoder
-        self._tokenizer: Any = encoder.tokenizer
-        self._templated = bool(getattr(self._tokenizer, "chat_template", None))
+        self._templated = bool(getattr(encoder.tokenizer, "chat_template", None))
         if self._templated:
             try:
                 self._template("a", "b", "c")
@@ -85,12 +84,7 @@ class Conversation:
 
     def _template(self, *turns: str) -> str:
         messages = [{"role": "assistant" if place % 2 else "user", "content": turn} for place, turn in enumerate(turns)]
-        text = str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        bos = self._tokenizer.bos_token
-        # A template often writes the beginning of sequence that the encoder puts there as well.
-        if bos and text.startswith(bos) and self._encoder.prompt(text)[:2] == [self._tokenizer.bos_token_id] * 2:
-            text = text.removeprefix(bos)
-        return text
+        return turn_text(self._encoder, messages)
 
 
 def _plain(*turns: str) -> str:

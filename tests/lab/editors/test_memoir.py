@@ -10,6 +10,7 @@ from editing_contexts import tiny_context, tiny_edits
 from tiny import BATCH, padded
 from torch import Tensor
 
+from wise.edits import Edit
 from wise.errors import ConfigError
 from wise.lab.editors.memoir import SILENT, Memoir, MemoirSettings, TopHash, prompt_means
 from wise.training.generation import greedy, left_pad
@@ -195,3 +196,20 @@ def test_unwrapped_model_has_no_hook_left() -> None:
     model = editor.model
     assert model._forward_pre_hooks
     assert not editor.unwrap()._forward_pre_hooks
+
+
+def test_prompts_of_one_form_do_not_all_match() -> None:
+    """In a chat all prompts begin and end alike. Beside texts of another form that stands out, and they matched."""
+    frame = "w20 w21 w22 w23 w24 w25 w26 w27 {} w28 w29 w30 w31 w32 w33"
+    edit = Edit(prompt=frame.format("w50 w51"), target="w70")
+    others = [frame.format(f"w{60 + i} w{80 + i}") for i in range(6)]
+    matched = {}
+    for unrelated in ((), tuple(frame.format(f"w{40 + i} w{4 + i}") for i in range(10))):
+        context = tiny_context(texts=TEXTS, unrelated=unrelated)
+        editor = Memoir(context, MemoirSettings(**{**FAST, "tau": 0.7}))
+        editor.edit([edit])
+        rows = [editor.encoder.prompt(text) for text in (edit.prompt, *others)]
+        logits(editor, rows)
+        matched[bool(unrelated)] = editor.layer.matched.tolist()  # type: ignore[union-attr]
+    assert matched[True] == [0] + [SILENT] * 6
+    assert matched[False][0] == 0 and 0 in matched[False][1:]  # the control

@@ -8,13 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chats import chat_model
+from chats import TEMPLATE, chat_model
+from tiny import tiny_tokenizer
 
 from wise.edits import Edit, Record
-from wise.errors import EditError
+from wise.errors import ConfigError, EditError
+from wise.lab.eval.candidates import open_editor
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of, read_facts
-from wise.lab.eval.chat.measure import ANSWER_TOKENS, SAME_SUBJECT, UNRELATED, apply_edits, measure_chat, says
+from wise.lab.eval.chat.measure import (
+    ANSWER_TOKENS,
+    SAME_SUBJECT,
+    UNRELATED,
+    ChatFigures,
+    Question,
+    Result,
+    apply_edits,
+    measure_chat,
+    says,
+)
+from wise.lab.eval.intervals import wilson
+from wise.lab.eval.routing.texts import shipped_questions
 from wise.router.subjects import SubjectIndex
+from wise.router.turns import user_turn
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import EditReport
@@ -153,6 +168,43 @@ def test_editors_that_know_no_chats_are_given_the_templated_question(editor: str
     assert [edit.target for edit in given] == [edit.target for edit in edits]
 
 
+def test_unrelated_prompts_have_the_form_of_those_that_are_asked() -> None:
+    model = chat_model().unwrap()
+    tokenizer = tiny_tokenizer()
+    with pytest.raises(ConfigError, match="no chat template"):
+        open_editor("grace", model, tokenizer, {}, chat=True)
+    tokenizer.chat_template = TEMPLATE
+    editor = open_editor("memoir", model, tokenizer, {}, chat=True)
+    unrelated = editor.context.unrelated  # type: ignore[union-attr]
+    turns = [editor.encoder.turn([user_turn(question)]) for question in shipped_questions()]
+    assert [editor.encoder.prompt(text) for text in unrelated] == turns
+    editor.unwrap()
+    plain = open_editor("memoir", model, tokenizer, {})  # the control
+    assert plain.context.unrelated == ()  # type: ignore[union-attr]
+    plain.unwrap()
+
+
+def test_wordings_of_one_fact_are_not_counted_as_if_they_were_independent() -> None:
+    def question(fact: int, number: int) -> Question:
+        text = f"{fact} {number}"
+        return Question(measure="rewordings", fact=fact, text=text, ids=(1,), messages=(), said=True)
+
+    def interval(facts: list[int], right: list[bool]) -> list[float]:
+        results = [
+            Result(question=question(fact, i), answer="", right=hit, opened=None)
+            for i, (fact, hit) in enumerate(zip(facts, right, strict=True))
+        ]
+        figures = ChatFigures(measures={"rewordings": (sum(right), len(right))}, results=tuple(results))
+        found: list[float] = figures.to_dict()["measures"]["rewordings"]["interval"]
+        return found
+
+    right = [True] * 30 + [False] * 30
+    low, high = interval([i // 5 for i in range(60)], right)
+    assert low < wilson(30, 60)[0] - 0.1 and high > wilson(30, 60)[1] + 0.1
+    for alone in (list(range(60)), [-1] * 60):  # the controls: each fact asked once, and requests of no fact
+        assert interval(alone, right) == list(wilson(30, 60))
+
+
 def test_every_form_is_asked_and_the_oracle_is_the_ceiling() -> None:
     model = chat_model()
     fact = Fact(
@@ -185,3 +237,16 @@ def test_a_question_to_which_the_base_says_what_was_edited_is_counted_apart() ->
     for answer, apart in ((word, True), ("w9999", False)):
         measures = measure_chat(model, [Fact(edit=edit, rewordings=(), same_subject=(asked,), answer=answer)]).measures
         assert measures[SAME_SUBJECT] == (1, 1) and (UNRELATED not in measures) is apart
+
+
+def test_a_question_that_an_edit_answers_need_not_stay() -> None:
+    """Two records of a set may ask about one subject: a neighbour of the one is then what the other edits."""
+    model = chat_model()
+    first = Fact(edit=Edit(prompt="w50 w51 w52", target="w70", subject="w50"), rewordings=("w51 w50 w52",))
+    beside = ("w50 w51 w52", "w51 w50 w52", "w40 w51 w52")
+    second = Fact(edit=Edit(prompt="w60 w61 w62", target="w72", subject="w60"), rewordings=(), neighbours=beside)
+    measures = measure_chat(model, [first, second]).measures
+    assert measures["neighbours unchanged"][1] == 1
+    assert measure_chat(model, [second]).measures["neighbours unchanged"][1] == 3  # the control: nothing edits them
+    model.edit([first.edit])
+    assert measure_chat(model, [second]).measures["neighbours unchanged"][1] == 2  # edited, though not measured
