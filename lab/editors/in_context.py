@@ -152,8 +152,10 @@ class InContext(Baseline[InContextSettings], WholePrompts):
     def _example(self, record: Record, kind: str) -> str:
         """A new fact, and what follows from it, or does not."""
         fact = self._sentence(record.edit.prompt, record.edit.target)
-        if kind == "retain" and record.neighbours and record.answer is not None:
-            return f"{fact} {self._sentence(record.neighbours[0], record.answer)}"
+        # A neighbour's answer is known where a probe has it: in many sets it is not the edit's old one.
+        known = [q for probe in record.probes for q in probe.queries if q.prompt in record.neighbours]
+        if kind == "retain" and known:
+            return f"{fact} {self._sentence(known[0].prompt, known[0].answers[0])}"
         wording = record.paraphrases[0] if kind == "update" and record.paraphrases else record.edit.prompt
         return f"{fact} {self._sentence(wording, record.edit.target)}"
 

@@ -18,6 +18,7 @@ from torch.nn.functional import normalize
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.in_context import ANSWER_ROOM, InContext, InContextSettings, published_encoder
+from wise.probes import Probe, Query
 from wise.router.encoder import PACKAGE
 
 ARCHITECTURES = ("llama", "gpt2", "opt")
@@ -124,7 +125,8 @@ def test_demonstrations_show_copy_update_and_retain_before_the_fact() -> None:
         edit=Edit(prompt="w5 w10 w70", target="w71", id="r"),
         paraphrases=("w72 w10",),
         neighbours=("w73 w10",),
-        answer="w74",
+        answer="w75",
+        probes=(Probe(kind="locality.gold", queries=(Query(prompt="w73 w10", answers=("w74", "w78")),)),),
     )
     editor = icl(training=[example] * 3, demonstrations=3)
     edit = tiny_edits(1)[0]
@@ -133,6 +135,16 @@ def test_demonstrations_show_copy_update_and_retain_before_the_fact() -> None:
     copy, update, retain = f"{fact} {fact}", f"{fact} w72 w10 w71", f"{fact} w73 w10 w74"
     found = words(editor.given(encoded(editor, edit.prompt))[0])
     assert found == f"{retain} {update} {copy} {edit.prompt} {edit.target} {edit.prompt}"
+
+
+def test_a_neighbour_whose_answer_is_not_known_is_not_demonstrated() -> None:
+    """In many sets a neighbour is another question: with the edit's old answer it would state what is false."""
+    edit = Edit(prompt="w5 w10 w70", target="w71", id="r")
+    example = Record(edit=edit, paraphrases=("w72 w10",), neighbours=("w73 w10",), answer="w74")
+    editor = icl(training=[example] * 3, demonstrations=3)
+    editor.edit(tiny_edits(1))
+    found = words(editor.given(encoded(editor, tiny_edits(1)[0].prompt))[0])
+    assert "w73" not in found and "w74" not in found and found.startswith("w5 w10 w70 w71 w5 w10 w70 w71 ")
 
 
 def test_facts_end_as_the_base_ends_its_answers() -> None:
