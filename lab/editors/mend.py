@@ -19,8 +19,7 @@ Departures. The moments that pairs are normalised by are each layer's own, and t
 edit's own wording half of the time, and x_loc is one of the record's own neighbours where it has any: the hardest to
 leave alone, and what locality is measured by. V begins at unit scale, the network's learning rate is larger than the
 paper's and training takes minutes, not a day; c_edit is 1 (0.1 there). Edits of one call are added up however many they
-are, with a network that was trained on single ones; the paper trains one for each number. `normalise=False` is the
-paper's ablation: the identity is then a plain gradient step.
+are, with a network that was trained on single ones; the paper trains one for each number.
 """
 
 from __future__ import annotations
@@ -57,8 +56,6 @@ class MendSettings(HyperSettings):
     """What every alpha_l begins at."""
     rate_rate: Positive = 1e-5
     """Learning rate of the alphas; as large as they are themselves, as in the paper, they jump from step to step."""
-    normalise: bool = True
-    """Pairs go into the network with mean 0 and standard deviation 1 in every dimension."""
 
 
 class Transform(nn.Module):
@@ -122,9 +119,11 @@ class Moments(nn.Module):
     def forward(self, z: Tensor) -> Tensor:
         return (z - self.mean) / self.deviation
 
-    def fit(self, z: Tensor) -> None:
-        """z: `[n, f + d]`."""
-        self.mean, self.deviation = z.mean(0), z.std(0) + SMALL
+    def fit(self, total: Tensor, squares: Tensor, count: int) -> None:
+        """The sums of `count` pairs and of their squares, `[f + d]` float64 each."""
+        mean = total / count
+        variance = (squares - count * mean.square()) / (count - 1)
+        self.mean, self.deviation = mean.float(), variance.clamp(min=0).sqrt().float() + SMALL
 
 
 class Mend(HyperEditor[MendSettings]):
@@ -143,15 +142,16 @@ class Mend(HyperEditor[MendSettings]):
         ]
 
     def _begin(self, examples: Sequence[Example]) -> None:
-        if not self.settings.normalise:
-            return
-        seen: dict[str, list[Tensor]] = {path: [] for path in self.linears}
+        total: dict[str, Any] = dict.fromkeys(self.linears, 0.0)
+        squares, count = dict(total), 0
         for start in range(0, len(examples), CHUNK):
             gradients, mask = self.gradients([example.query for example in examples[start : start + CHUNK]])
-            for path, pair in gradients.items():
-                seen[path].append(torch.cat(pair, -1)[mask.bool()])
-        for moments, parts in zip(self.network.moments, seen.values(), strict=True):
-            moments.fit(torch.cat(parts))
+            for path, pair in gradients.items():  # sums alone are kept: the pairs of all records are many gigabytes
+                z = torch.cat(pair, -1)[mask.bool()].double()
+                total[path], squares[path] = total[path] + z.sum(0), squares[path] + z.square().sum(0)
+            count += int(mask.sum())
+        for moments, path in zip(self.network.moments, self.linears, strict=True):
+            moments.fit(total[path], squares[path], count)
 
     def _update(self, queries: Sequence[EditQuery], gradients: Factors, mask: Tensor) -> Factors:
         result: Factors = self.network(gradients, mask)

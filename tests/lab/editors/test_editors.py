@@ -179,7 +179,7 @@ WRONG: dict[str, list[dict[str, Any]]] = {
     "rome": [{"steps": 0}, {"clamp": 0.0}, {"learning_rate": 0.0}, {"prefixes": -1}, {"layer_fraction": 1.0}],
     "memit": [{"moment_weight": 0.0}],
     "alphaedit": [{"free_share": 0.0}, {"free_share": 1.5}, {"damping": 0.0}, {"layers": (2, 1)}],
-    "mend": [{"rank": 0}, {"edit_weight": 0}, {"edit_rate": -1.0}, {"rate_rate": 0}, {"normalise": 1}, {"blocks": 0},
+    "mend": [{"rank": 0}, {"edit_weight": 0}, {"edit_rate": -1.0}, {"rate_rate": 0}, {"blocks": 0},
              {"steps": 0}, {"batch": 1.5}, {"held_out": 0.0}, {"held_out": 0.9}, {"learning_rate": float("nan")},
              {"whole_ffn": None}],
     "ke": [{"condition": 0}, {"hidden": 1.5}, {"rate": 0}, {"margin": 0}, {"multiplier": -1.0}, {"multiplier_rate": 0}],

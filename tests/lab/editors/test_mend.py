@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from typing import Any
 
@@ -11,8 +12,8 @@ from editing_contexts import by_autograd, tiny_context, tiny_edits, tiny_records
 from torch.func import functional_call
 
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
-from wise.lab.editors.factors import added, dense, divergence, taken
-from wise.lab.editors.mend import Mend, MendSettings
+from wise.lab.editors.factors import added, dense, divergence, sizes, taken
+from wise.lab.editors.mend import SMALL, Mend, MendSettings, Moments
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
 
@@ -210,3 +211,31 @@ def test_in_half_precision() -> None:
     editor.edit(tiny_edits(2, first=20))
     assert all(weight.dtype == torch.bfloat16 for weight in editor.weights.values())
     assert all(p.dtype == torch.float32 for p in editor.network.parameters())
+
+
+def test_moments_are_those_of_all_pairs_of_which_few_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All pairs of a thousand records are many gigabytes on a large base."""
+    editor = mend(tiny_context(training=tiny_records(40)), blocks=1, whole_ffn=False)
+    editor.network = editor.untrained()
+    [(path, module)] = editor.linears.items()
+    examples, size = editor.examples(), sum(sizes(module))
+    held: list[int] = []
+    fit = Moments.fit
+
+    def counted(self: Moments, *given: Any) -> None:
+        gc.collect()
+        tensors = [t for t in gc.get_objects() if type(t) is torch.Tensor and t.ndim == 2 and t.shape[1] == size]
+        held.append(max((len(t) for t in tensors), default=0))
+        fit(self, *given)
+
+    monkeypatch.setattr(Moments, "fit", counted)
+    editor._begin(examples)
+    pairs = [editor.gradients([example.query]) for example in examples]
+    z = torch.cat([torch.cat(factors[path], -1)[mask.bool()] for factors, mask in pairs])
+    moments = editor.network.moments[0]
+    torch.testing.assert_close(moments.mean, z.mean(0), atol=1e-7, rtol=1e-4)
+    torch.testing.assert_close(moments.deviation, z.std(0) + SMALL, atol=1e-7, rtol=1e-4)
+    assert held[0] <= len(z) / 2
+    everything = z.clone()  # the control: what is held is seen
+    counted(Moments(size), everything.double().sum(0), everything.double().square().sum(0), len(z))
+    assert held[1] == len(z)
