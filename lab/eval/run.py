@@ -148,7 +148,7 @@ def evaluate(
             retention=tuple(retention),
             about=about,
             started=started.isoformat(timespec="seconds"),
-            measuring_seconds=time.perf_counter() - begun - stream.seconds,
+            measuring_seconds=time.perf_counter() - begun - stream.seconds - stream.preparing_seconds,
             stored_bytes=subject.memory_bytes if subject.edits else 0,
             preparing_seconds=stream.preparing_seconds,
         )

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from wise.demo import model_path
 from wise.demo.records import demo_records
 from wise.errors import ConfigError, EditError
+from wise.lab.editors.fine_tuning import FineTuningM
 from wise.lab.eval.results_file import KEYS
 from wise.lab.eval.run import Evaluation, Scope, evaluate, stops
 
@@ -114,6 +115,22 @@ def test_a_run_in_which_no_edit_holds_is_a_result(base: tuple[Any, Any], scope: 
 def test_what_an_editor_does_not_have_is_not_measured(base: tuple[Any, Any], name: str, editor: str) -> None:
     with pytest.raises(ConfigError, match=f"{name} measures .* editor '{editor}'"):
         evaluate(*base, demo_records(2, seed=0), editor=editor, scope=replace(Scope(), **{name: True}))
+
+
+def test_each_second_of_a_run_is_counted_once(base: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an editor computes once per base was counted as measuring too."""
+    clock, left = iter(range(10_000)), [1000]
+    prepare = FineTuningM.prepare
+
+    def slow(self: FineTuningM) -> None:
+        while left[0]:
+            left[0] -= bool(next(clock))
+        prepare(self)
+
+    monkeypatch.setattr(FineTuningM, "prepare", slow)
+    monkeypatch.setattr("wise.lab.eval.run.time.perf_counter", lambda: float(next(clock)))
+    found = evaluate(*base, demo_records(1, seed=0), editor="ft-m", settings={"steps": 1})
+    assert found.preparing_seconds > 1000 > found.measuring_seconds > 0
 
 
 def test_stops() -> None:
