@@ -120,37 +120,39 @@ def eval_chat(
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
-        measured = {}
+        about: dict[str, Any] = {
+            "editor": editor,
+            "edits": len(chosen),
+            "verified": report.count("verified"),
+            "partial": report.count("partial"),
+            "form": form,
+            "precision": fingerprint(base, locate(base, WiseConfig())).precision,
+            "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
+            "preparation_cpu_seconds": prepared,
+            "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
+            "not_verified": [
+                {"prompt": fact.edit.prompt, "status": o.status, "holds": dict(o.holds)}
+                for fact, o in zip(chosen, report.outcomes, strict=True)
+                if o.status != "verified"
+            ],
+        }
+        whole: dict[str, Any] = {}
         for count in (0, *(distractors or ())):
             with _with_distractors(wrapped, further, count, show):
                 asked = chosen[:measure]
                 figures = measure_chat(wrapped, asked, chat=chat, oracle=oracle and not count, progress=show)
-            measured[count] = figures.to_dict()
-            title = f"{len(chosen)} edits by {editor}, {form}"
-            _show(f"{title}, {count} distractors" if count else title, measured[count])
+            measured, title = figures.to_dict(), f"{len(chosen)} edits by {editor}, {form}"
+            if count:
+                whole["distractors"][str(count)] = measured
+            else:
+                whole = measured | about | {"distractors": {}}
+            _show(f"{title}, {count} distractors" if count else title, measured)
+            if output is not None:  # each time, so that an interrupt loses nothing that was measured
+                write_json(output, whole)
     echo(
         f"verified {report.count('verified')} of {len(chosen)}, in part {report.count('partial')}; "
         f"preparation {prepared:.0f} CPU-s, {report.cpu_seconds / len(chosen):.2f} CPU-s an edit"
     )
-    whole: dict[str, Any] = measured[0] | {
-        "editor": editor,
-        "edits": len(chosen),
-        "distractors": {str(count): found for count, found in measured.items() if count},
-        "verified": report.count("verified"),
-        "partial": report.count("partial"),
-        "form": form,
-        "precision": fingerprint(base, locate(base, WiseConfig())).precision,
-        "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
-        "preparation_cpu_seconds": prepared,
-        "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
-        "not_verified": [
-            {"prompt": fact.edit.prompt, "status": o.status, "holds": dict(o.holds)}
-            for fact, o in zip(chosen, report.outcomes, strict=True)
-            if o.status != "verified"
-        ],
-    }
-    if output is not None:
-        write_json(output, whole)
     if as_json:
         show_json(whole)
 

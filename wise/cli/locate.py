@@ -73,12 +73,16 @@ def locate(
         found = trace(
             base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=model.called, progress=show
         )
+        traced = found.to_dict() | source
         if records:
+            from wise.lab.eval.results_file import write_json
             from wise.lab.locate.sweep import sweep
 
+            if output is not None:  # so that what ends the edits loses no trace
+                write_json(output, traced)
             swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, progress=show)
             figures = swept.to_dict()
-    result = found.to_dict() | figures | source
+    result = traced | figures
     show_location(result)
     write_figures(result, output, picture, draw)
     if as_json:

@@ -22,8 +22,10 @@ import wise
 from wise.demo import model_path
 from wise.demo.facts import load_facts
 from wise.demo.records import demo_records
+from wise.errors import ConfigError
 from wise.formats.edit_file import read_records
 from wise.lab.eval.candidates import EDITORS
+from wise.lab.eval.chat.measure import ChatFigures
 from wise.lab.eval.results_file import read_run
 from wise.loading import load_model
 from wise.router.encoder import load_encoder
@@ -631,6 +633,40 @@ def test_a_token_is_appended_to_a_file_of_tokens_alone(data: Path, tmp_path: Pat
     os.mkfifo(tmp_path / "pipe", 0o644)
     refused(run("token", "anna", "--file", tmp_path / "pipe"), "is no file")
     assert (tmp_path / "pipe").stat().st_mode & 0o777 == 0o644
+
+
+def test_figures_that_were_measured_outlive_an_interrupt(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures with distractors come one after the other, and a file was written at the end alone."""
+    figures = iter([ChatFigures(measures={}, results=())] * 2)
+    monkeypatch.setattr("wise.lab.eval.chat.measure.measure_chat", lambda *_, **__: next(figures))
+    monkeypatch.setattr("wise.lab.eval.chat.distractors.with_distractors", lambda state, *_, **__: state)
+    monkeypatch.setattr("wise.model.load_encoder", lambda *_, **__: WordReader())
+    output = tmp_path / "figures.json"
+    options = ("--form", "completion", "--limit", 1, "--output", output, "--set", "layer=1")
+    done = run("eval-chat", "--model", tiny, "--data", data, *options, *("--distractors", 1, "--distractors", 2))
+    assert isinstance(done.exception, StopIteration), done.output
+    found = json.loads(output.read_text())
+    assert found["edits"] == 1 and list(found["distractors"]) == ["1"]
+
+
+def test_no_hypernetwork_is_trained_on_a_question_that_is_measured(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [text([i, i + 10]) for i in (20, 21, 22, 20)]
+    rows = [{"prompt": prompt, "target": text([40 + i]), "id": f"r{i}"} for i, prompt in enumerate(asked)]
+    file = tmp_path / "edits.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given: list[str] = []
+
+    def noted(*_: Any, learning: Any, **__: Any) -> None:
+        given.extend(record.edit.id for record in learning.training)
+        raise ConfigError("enough was seen")
+
+    monkeypatch.setattr("wise.lab.eval.run.evaluate", noted)
+    run("eval", "--model", tiny, "--data", file, "--edits", 1, "--editor", "mend")
+    assert given == ["r1", "r2"]  # r3 asks what is measured
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])

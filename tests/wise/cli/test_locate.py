@@ -196,3 +196,18 @@ def test_a_picture_that_cannot_be_is_refused(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(ConfigError, match="pip install"):
         check_picture(tmp_path / "heat.png")
+
+
+def test_a_trace_outlives_what_ends_the_edits(
+    tiny: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "figures.json"
+
+    def ended(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the edits ended")
+
+    monkeypatch.setattr("wise.lab.locate.sweep.sweep", ended)
+    options = ("--facts", "3", "--samples", "1", "--sweep-edits", "2", "--output", output)
+    assert str(run("--model", tiny, "--data", data, *options).exception) == "the edits ended"
+    found = json.loads(output.read_text())
+    assert found["facts"] == 3 and found["sweep"] == [] and found["data"]["name"] == data.name
