@@ -36,6 +36,7 @@ CANDIDATES = 10_000
 SEARCHED = ("reliability", "generalization", "locality")
 """What a search goes by: the mean of these, generated."""
 TRAINING = 1000
+SEARCH = ".search.json"
 MEASURED = tuple(name for name, editor in EDITORS.items() if editor.edits)
 
 
@@ -158,6 +159,7 @@ def compare_editors(
     folder.mkdir(parents=True, exist_ok=True)
     basis = {  # what all searches and runs of a folder have in common
         "data": about["data"]["sha256"],
+        "skip": about["data"].get("skip", 0),
         "model": weights_digest(model),
         "precision": str(model.dtype).removeprefix("torch."),
         "seed": plan.seed,
@@ -167,12 +169,13 @@ def compare_editors(
         "text": digest_of_json(plan.texts),
     }
     searched: dict[str, dict[str, Any]] = {}
+    for file in sorted(folder.glob(f"*{SEARCH}")):  # of other editors too: one table holds all
+        searched[file.name.removesuffix(SEARCH)] = found = json.loads(file.read_text(encoding="utf-8"))
+        _check_basis(file, found, basis)
     for editor in editors:
-        file = folder / f"{editor}.search.json"
-        if not file.exists():
-            write_json(file, search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis})
-        searched[editor] = json.loads(file.read_text(encoding="utf-8"))
-        _check_basis(file, searched[editor], basis)
+        if editor not in searched:
+            searched[editor] = search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis}
+            write_json(folder / f"{editor}{SEARCH}", searched[editor])
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):
             file = folder / f"{editor}-{size}.{number}.json"

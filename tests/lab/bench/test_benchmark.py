@@ -164,6 +164,23 @@ def test_searches_and_runs_of_something_else_are_not_gone_on_with(
         (copied / f"{EDITOR}.search.json").unlink()
 
 
+def test_no_editor_is_put_beside_others_of_something_else(
+    base: Any, plan: Plan, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table of a folder holds all its runs; those of an editor that was not named were not looked at."""
+    copied = shutil.copytree(folder, tmp_path / "runs")
+    before = sorted(path.name for path in copied.iterdir())
+    others = {"seed": (replace(plan, seed=1), ABOUT), "skip": (plan, ABOUT | {"data": ABOUT["data"] | {"skip": 3}})}
+    for name, (changed, about) in others.items():
+        with pytest.raises(ConfigError, match=f"{EDITOR}.search.json: was made with other {name};"):
+            compare(base, changed, copied, editors=["grace"], about=about)
+    assert sorted(path.name for path in copied.iterdir()) == before
+    made: list[str] = []
+    monkeypatch.setattr("wise.lab.bench.benchmark.search", lambda *given, **_: made.append(given[2]) or {"chosen": {}})
+    compare(base, plan, copied, editors=["grace"], sizes=[])  # the control
+    assert made == ["grace"]
+
+
 def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path) -> None:
     groups = finished(folder)
     rows = table(groups)
