@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, product
 from math import ceil
@@ -93,18 +93,27 @@ def candidates(editor: str, count: int, *, seed: int) -> list[dict[str, Any]]:
 
 
 def search(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, editor: str, plan: Plan, *, progress: Progress = silent
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    editor: str,
+    plan: Plan,
+    *,
+    made: Sequence[dict[str, Any]] = (),
+    keep: Callable[[list[dict[str, Any]]], None] = lambda trials: None,
+    progress: Progress = silent,
 ) -> dict[str, Any]:
     """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
 
-    A draw that an editor refuses on this base counts as tried, and says why.
+    A draw that an editor refuses on this base counts as tried, and says why. made: the first trials, of a search that
+    was interrupted. keep: is given all trials after each.
     """
     combinations = candidates(editor, plan.trials, seed=plan.seed)
     if len(combinations) == 1:
         return {"chosen": {}, "trials": [], "records": 0}
-    trials: list[dict[str, Any]] = []
-    for settings in combinations:
+    trials = list(made)
+    for settings in combinations[len(trials) :]:
         trials.append(_attempt(model, tokenizer, editor, settings, plan))
+        keep(trials)
         progress(f"{editor}: search", len(trials), len(combinations))
     best = max(trials, key=lambda trial: trial["score"])  # of equals the first
     return {"chosen": best["settings"], "trials": trials, "records": len(plan.searched)}
@@ -173,8 +182,14 @@ def compare_editors(
         searched[file.name.removesuffix(SEARCH)] = found = json.loads(file.read_text(encoding="utf-8"))
         _check_basis(file, found, basis)
     for editor in editors:
-        if editor not in searched:
-            searched[editor] = search(model, tokenizer, editor, plan, progress=progress) | {"basis": basis}
+        if "chosen" not in searched.get(editor, {}):
+
+            def keep(trials: list[dict[str, Any]], file: Path = folder / f"{editor}{SEARCH}") -> None:
+                write_json(file, {"trials": trials, "basis": basis})
+
+            made = searched.get(editor, {}).get("trials", ())
+            found = search(model, tokenizer, editor, plan, made=made, keep=keep, progress=progress)
+            searched[editor] = found | {"basis": basis}
             write_json(folder / f"{editor}{SEARCH}", searched[editor])
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):

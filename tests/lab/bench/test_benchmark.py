@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
+from wise.lab.bench import benchmark
 from wise.lab.bench.benchmark import Plan, candidates, compare_editors, finished, make_plan, search
 from wise.lab.bench.benchmark_table import HEAD, markdown, table
 from wise.lab.bench.picture import draw_comparison
@@ -162,6 +163,26 @@ def test_searches_and_runs_of_something_else_are_not_gone_on_with(
         with pytest.raises(ConfigError, match=f"{file}: was made with other {other};"):
             compare(base, replace(plan, **changed), copied, about=ABOUT | {"data": {"sha256": sha256}})
         (copied / f"{EDITOR}.search.json").unlink()
+
+
+def test_an_interrupted_search_goes_on(
+    base: Any, plan: Plan, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(name: str, done: int, total: int) -> None:
+        if name == f"{EDITOR}: search" and done == 1:
+            raise KeyboardInterrupt
+
+    tried: list[Any] = []
+    evaluated = benchmark.evaluate
+    monkeypatch.setattr(benchmark, "evaluate", lambda *a, **k: tried.append(k["settings"]) or evaluated(*a, **k))
+    with pytest.raises(KeyboardInterrupt):
+        compare(base, plan, tmp_path, sizes=[], progress=interrupt)
+    compare(base, plan, tmp_path, sizes=[])
+    whole, found = (json.loads((place / f"{EDITOR}.search.json").read_text()) for place in (folder, tmp_path))
+    assert len(tried) == len(whole["trials"]) == 2  # no settings were tried twice
+    for name in ("chosen", "basis", "records"):
+        assert found[name] == whole[name]
+    assert [t["figures"] for t in found["trials"]] == [t["figures"] for t in whole["trials"]]
 
 
 def test_no_editor_is_put_beside_others_of_something_else(
