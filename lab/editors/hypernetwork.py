@@ -35,6 +35,8 @@ CHECK = 20
 """Training steps between two validations."""
 LEAST = 3
 """Training records at least: one is held out, and each of the others may need the prompt of another one."""
+CLIP = 1.0
+"""Norm to which the hypernetwork's gradient is cut."""
 CHUNK = 16
 """Edits whose gradients are taken in one pass."""
 
@@ -52,8 +54,6 @@ class HyperSettings(Settings):
     """Training edits in a step, each on a base of its own."""
     learning_rate: Positive = 1e-3
     """Of Adam, for the hypernetwork."""
-    clip: Positive = 1.0
-    """Norm to which the hypernetwork's gradient is cut."""
     held_out: Annotated[float, Bounds(high=0.5, open_low=True)] = 0.1
     """Share of the training records that is validated on; the weights that did best there are kept."""
     patience: Count = 6
@@ -180,7 +180,7 @@ class HyperEditor(WeightEditor[H]):
         gradients = torch.autograd.grad(self._objective(edit, locality), parameters)  # the base's own stay as they are
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        nn.utils.clip_grad_norm_(parameters, CLIP)
         optimizer.step()
         self._stepped(float(locality.detach()))
 
