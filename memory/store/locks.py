@@ -14,9 +14,11 @@ def exclusive_lock(file: Path, *, new: bool = False) -> int | None:
     """The handle of `file`, locked for this process alone; None where another has it. Closing it releases the lock.
 
     new: the file must not be there; None where it is.
+
+    Raises OSError where it is a symbolic link: its holder writes into it, and that would be another file.
     """
     try:
-        handle = os.open(file, os.O_RDWR | os.O_CREAT | (os.O_EXCL if new else 0), 0o600)
+        handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | (os.O_EXCL if new else 0), 0o600)
     except FileExistsError:
         return None
     try:

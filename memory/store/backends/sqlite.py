@@ -244,7 +244,8 @@ class SqliteBackend(Backend):
         return found
 
     def remove(self, digests: Iterable[str]) -> None:
-        with self._store_errors("could not be tidied up"):
+        """In a transaction, which only the writer of the store that is in this place begins."""
+        with self.transaction(), self._store_errors("could not be tidied up"):
             for digest in digests:
                 (self._blobs / digest).unlink(missing_ok=True)
                 reach("blob-removed")

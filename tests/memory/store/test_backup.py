@@ -210,6 +210,37 @@ def test_a_lock_file_that_is_made_anew_admits_one_writer_and_not_two(parent: Pat
             assert second.check().problems == ()
 
 
+@pytest.mark.parametrize("how", ["its lock was replaced", "the store was replaced"])
+def test_what_is_no_writer_any_more_removes_no_file(parent: Path, how: str) -> None:
+    """Files that another writer has stored, and names in its next transaction, look as if nobody needed them."""
+    folder = parent / "store"
+    with Store.open(folder) as first:
+        learn(first, edits(1))
+        if how == "its lock was replaced":
+            (folder / "writer.lock").unlink()
+        else:
+            first.backup(parent / "backup")
+            folder.rename(parent / "old")
+            shutil.copytree(parent / "backup", folder)
+        with Store.open(folder) as second:
+            stored = second.backend.put(b"of a commit that is being made")
+            with pytest.raises(StoreError, match="another process is the writer by now|was moved or replaced"):
+                first.gc()
+            assert second.backend.get(stored)
+            assert second.gc().blobs == 1, "the writer removes it, since no commit came of it"
+
+
+def test_a_lock_file_that_is_a_link_is_refused_and_its_target_stays_as_it_is(parent: Path) -> None:
+    (parent / "store").mkdir()
+    (parent / "mine").write_text("dear")
+    (parent / "store" / "writer.lock").symlink_to(parent / "mine")
+    with pytest.raises(StoreError, match="cannot be opened"):
+        Store.open(parent / "store")
+    assert (parent / "mine").read_text() == "dear"
+    (parent / "store" / "writer.lock").unlink()
+    Store.open(parent / "store").close()
+
+
 def test_a_writer_whose_lock_file_was_removed_takes_it_again(parent: Path) -> None:
     folder = parent / "store"
     with Store.open(folder) as store:
