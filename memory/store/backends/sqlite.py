@@ -86,8 +86,9 @@ class SqliteBackend(Backend):
         for name, mode in ((BLOBS, 0o700), (LOCK_FILE, 0o600), (JOURNAL_FILE, 0o600), (UNDO_FILE, 0o600)):
             with suppress(FileNotFoundError, PermissionError):
                 (self._folder / name).chmod(mode)
-        for folder in (self._folder, self._folder.parent):
-            synced(folder)
+        synced(self._folder)
+        with suppress(PermissionError):  # who may not list it has not made the store in it just now
+            synced(self._folder.parent)
 
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stores import digest, edits, end, learn, new_folder, statuses, waiting, written
+from stores import digest, edits, end, in_a_process, learn, new_folder, statuses, waiting, written
 from waiting import until
 
 from wise.errors import ArtifactError, StoreError
@@ -20,6 +20,9 @@ from wise.memory.store import backup as backup_module
 from wise.memory.store.backends import sqlite as backend_module
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.store import Store
+
+NOBODY = 65534
+"""The user of that name."""
 
 
 @pytest.fixture
@@ -183,6 +186,27 @@ def test_an_older_store_is_closed_to_others_by_its_writer(parent: Path) -> None:
     Store.open(parent / "store").close()
     assert {stat.S_IMODE((parent / "store" / name).stat().st_mode) for name in files} == {0o600}
     assert stat.S_IMODE((parent / "store" / "blobs").stat().st_mode) == 0o700
+
+
+def test_a_store_in_a_folder_that_may_not_be_listed_is_opened(parent: Path) -> None:
+    """As `/srv` with mode 0711 is for the user of a service."""
+    around = parent / "around"
+    Store.open(around / "store").close()
+
+    def open_as_its_owner() -> None:
+        if not os.getuid():  # who may list everything
+            for path in (parent, around, *around.rglob("*")):
+                os.chown(path, NOBODY, NOBODY)
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+        around.chmod(0o311)
+        with pytest.raises(PermissionError):
+            next(around.iterdir())
+        with Store.open(around / "store") as store:
+            learn(store, edits(1))
+        around.chmod(0o700)
+
+    assert in_a_process(open_as_its_owner) == 0
 
 
 # -- one writer -------------------------------------------------------------------------------
