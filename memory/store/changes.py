@@ -205,4 +205,5 @@ def same_slots(before: Manifest | None, after: Manifest | None) -> bool:
     """Whether a version would hold what its parent holds."""
     if before is None or after is None:
         return not (after and after.slots)
-    return (before.slots, before.order, before.config) == (after.slots, after.order, after.config)
+    same = (before.slots, before.order, before.config) == (after.slots, after.order, after.config)
+    return same and (before.space == after.space or not after.slots)

@@ -150,6 +150,18 @@ def test_a_version_is_what_was_committed_to_the_last_bit(store: Store, place: st
     store.close()
 
 
+def test_another_space_of_keys_is_another_version(store: Store, place: str) -> None:
+    before = learn(store, edits(1))
+    state = store.read().state
+    assert state.key_space is not None
+    same = replace(state, key_space=replace(state.key_space))
+    assert store.commit([], same, parent=1, config=CONFIG, base=BASE) == before, "it is the same to the last bit"
+    other = replace(state, key_space=replace(state.key_space, threshold=0.75))  # type: ignore[arg-type]
+    assert store.commit([], other, parent=1, config=CONFIG, base=BASE).number == 2
+    with Store.open(place, writer=False) as reader:
+        assert reader.read().state.key_space == other.key_space
+
+
 def test_what_failed_is_told_and_makes_no_version(store: Store) -> None:
     assert learn(store, edits(1, 2), failing=["e1"]).number == 1
     assert statuses(store) == {"e1": "failed", "e2": "live"}
