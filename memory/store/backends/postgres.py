@@ -67,6 +67,9 @@ class PostgresBackend(Backend):
         self._error, self._url = psycopg.Error, url
         self.writer = writer
         self._guard = RLock()
+        self._collecting = RLock()
+        """Held while this session may remove what it locked, since it could lock that a second time. Taken before the
+        guard, which is free meanwhile: another thread that waits for it may hold what the collector waits for."""
         self._connection: psycopg.Connection[Any] | None = None
         self.place = "the database"
         with opening(self), self._store_errors("cannot be opened"):
@@ -195,7 +198,7 @@ class PostgresBackend(Backend):
     # -- locks ----------------------------------------------------------------------------------
 
     def hold(self, digest: str) -> None:
-        with self._guard, self._store_errors("could not be read"):
+        with self._collecting, self._guard, self._store_errors("could not be read"):
             self._one("SELECT pg_advisory_lock_shared(%s)", _number(digest))
             if not self._one("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
                 self.release(digest)
@@ -209,13 +212,15 @@ class PostgresBackend(Backend):
 
     @contextmanager
     def unheld(self, digest: str) -> Iterator[bool]:
-        with self._guard, self._store_errors("could not be tidied up"):
-            unheld = not self._mine(digest) and self._one("SELECT pg_try_advisory_lock(%s)", _number(digest))
+        with self._collecting, self._store_errors("could not be tidied up"):
+            with self._guard:
+                unheld = not self._mine(digest) and self._one("SELECT pg_try_advisory_lock(%s)", _number(digest))
             try:
                 yield bool(unheld)
             finally:
                 if unheld:
-                    self._one("SELECT pg_advisory_unlock(%s)", _number(digest))
+                    with self._guard:
+                        self._one("SELECT pg_advisory_unlock(%s)", _number(digest))
 
     def _mine(self, digest: str) -> bool:
         """Whether this session holds it, which would not keep it from locking it a second time."""

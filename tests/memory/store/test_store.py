@@ -426,6 +426,23 @@ def test_a_pinned_version_stays_until_it_is_let_go_or_its_process_dies(store: St
     store.close()
 
 
+def test_other_threads_hand_edits_in_while_a_version_is_collected(store: Store) -> None:
+    learn(store, edits(0))
+    manifest = store.journal.version().manifest
+    handing_in = threading.Thread(target=lambda: store.enqueue(edits(1)))
+    reading = threading.Thread(target=store.read)
+    with store.backend.unheld(manifest) as unheld:
+        assert unheld
+        handing_in.start()
+        handing_in.join(10)
+        assert not handing_in.is_alive(), "the collector would wait for it, and it for the collector"
+        reading.start()
+        reading.join(0.1)
+        assert reading.is_alive(), "what is being collected is held by nobody"
+    reading.join()
+    assert statuses(store) == {"e0": "live", "e1": "queued"}
+
+
 def test_readers_see_one_memory_while_edits_land(store: Store) -> None:
     learn(store, edits(0))
     wrong: list[str] = []
