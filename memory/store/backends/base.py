@@ -101,6 +101,13 @@ def verified_blob(data: bytes, digest: str, place: str) -> bytes:
     return data
 
 
+def held_up(place: str, what: str, seconds: float) -> StoreError:
+    return StoreError(
+        f"{place} {what}: another process has been reading or writing it for more than {seconds:.0f} s; end that "
+        "process, then try again"
+    )
+
+
 def lost_blob(digest: str, place: str, problem: str = "missing") -> StoreError:
     return StoreError(
         f"{place}: {digest[:16]} is {problem}; `wise store check` says which versions need it: roll back to a whole "

@@ -24,6 +24,7 @@ from wise.memory.store.backends.base import (
     Scan,
     closed_on_error,
     digest_of,
+    held_up,
     lost_blob,
     verified_blob,
 )
@@ -49,8 +50,24 @@ _SAID = {
 }
 """By table, the columns that hold what users say. The server samples no values of them for its planner: it would keep
 them in its catalogue, where an erasure does not reach."""
+_KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+"""Both ends notice within a minute that the other machine is gone without a word; by default it takes them hours, in
+which the server keeps the locks of a writer that is gone. Seconds, and milliseconds. A URL may say otherwise of its own
+end."""
+_LOCK_TIMEOUT = "55P03"
+"""What the server calls a lock that it waited for too long."""
 PATIENCE = 2.0
 """Seconds to wait for a writer to end: the server notices the end of a process that was killed a little later."""
+LOCK_PATIENCE = 10.0
+"""Seconds to wait for another session to end its transaction."""
+FROZEN = 300.0
+"""Seconds after which the server ends a session that does nothing within a transaction that writes: its process may
+be stopped or out of reach, and nobody else can write. An erasure from a long journal works for many of them."""
+_OLDER = (
+    "SELECT virtualxid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'virtualxid' AND pid <> "
+    "pg_backend_pid() AND datname = current_database() AND backend_type IS DISTINCT FROM 'autovacuum worker'"
+)
+"""The transactions of other sessions that may still see rows which were changed or removed meanwhile."""
 
 
 class PostgresBackend(Backend):
@@ -93,6 +110,7 @@ class PostgresBackend(Backend):
         # A transaction waits for its lock first, and must then see what was committed meanwhile.
         connection.execute("SET default_transaction_isolation TO 'read committed'")
         connection.execute("SET synchronous_commit TO on")
+        connection.execute(f"SET lock_timeout TO '{LOCK_PATIENCE}s'".encode())
         return connection
 
     def _end_sampling(self) -> None:
@@ -139,6 +157,7 @@ class PostgresBackend(Backend):
         with self._guard, self._store_errors("could not be written, and nothing was changed"):
             connection = self._open
             with connection.transaction():
+                connection.execute(f"SET LOCAL idle_in_transaction_session_timeout TO '{FROZEN}s'".encode())
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (_TRANSACTION,))
                 reach("transaction-begun")
                 yield partial(_execute, connection)
@@ -254,6 +273,8 @@ class PostgresBackend(Backend):
         try:
             yield
         except (self._error, OSError) as error:
+            if getattr(error, "sqlstate", None) == _LOCK_TIMEOUT:
+                raise held_up(self.place, what, LOCK_PATIENCE) from error
             if self._connection is not None and self._connection.broken:
                 self.lost, again = self.writer, "open it" if self.writer else "try"
                 what = f"lost the connection; {again} again, which shows whether what was under way was still done"

@@ -28,7 +28,7 @@ from typing import Any
 
 from wise.errors import MissingError, StoreError
 from wise.memory.folder import replaced_file, synced
-from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, lost_blob, verified_blob
+from wise.memory.store.backends.base import Backend, Execute, Scan, digest_of, held_up, lost_blob, verified_blob
 from wise.memory.store.backends.migrations import all_statements, opening
 from wise.memory.store.failpoints import reach
 from wise.memory.store.locks import SharedLocks, exclusive_lock, identity, unlocked
@@ -172,7 +172,7 @@ class SqliteBackend(Backend):
 
         def step(status: int, remaining: int, total: int) -> None:
             if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # it would be tried without an end
-                raise _held_up(self.place, "could not be read")
+                raise held_up(self.place, "could not be read", PATIENCE)
 
         self._open.backup(copy, progress=step)
 
@@ -296,19 +296,12 @@ class SqliteBackend(Backend):
             yield
         except (sqlite3.Error, OSError, UnicodeDecodeError) as error:  # the last of a message that repeats bad bytes
             if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY:
-                raise _held_up(self.place, what) from error
+                raise held_up(self.place, what, PATIENCE) from error
             raise StoreError(f"{self.place} {what}: {error}; see to the disk, then try again") from error
 
 
 def _text(data: bytes) -> str:
     return data.decode(errors="surrogateescape")
-
-
-def _held_up(place: str, what: str) -> StoreError:
-    return StoreError(
-        f"{place} {what}: another process has been reading or writing it for more than {PATIENCE:.0f} s; end that "
-        "process, then try again"
-    )
 
 
 def make_private(folder: Path) -> None:

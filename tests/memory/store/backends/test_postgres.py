@@ -13,6 +13,7 @@ from secrets_told import WORDS, found, secret_values, tell_a_secret
 from stores import digest, edit, edits, learn, soak, statuses, written
 
 from wise.errors import ConfigError, StoreError
+from wise.memory.store.backends import postgres as postgres_module
 from wise.memory.store.failpoints import POINTS
 from wise.memory.store.store import Store
 
@@ -198,6 +199,26 @@ def test_what_is_erased_is_in_no_table_and_no_file_of_the_server_but_its_log(ser
         assert not [word for word in WORDS if word in told or ascii(word)[1:-1] in told]
         assert in_files() == set()
         assert store.check(anchor=anchor).problems == () and store.check().erased == 1
+
+
+def test_a_session_that_is_stopped_holds_others_up_for_a_bounded_time(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Store.open(url) as writer:
+        learn(writer, edits(1))
+        monkeypatch.setattr(postgres_module, "LOCK_PATIENCE", 0.2)
+        with Store.open(url, writer=False) as reader, writer.backend.transaction():
+            with pytest.raises(StoreError, match="another process has been reading or writing it for more than"):
+                reader.enqueue(edits(2))
+            assert reader.log() == reader.log(), "who reads is not held up"
+        with Store.open(url, writer=False) as stopped:
+            monkeypatch.setattr(postgres_module, "FROZEN", 0.2)
+            with pytest.raises(StoreError, match="lost the connection"), stopped.backend.transaction():
+                monkeypatch.undo()
+                writer.enqueue(edits(2))
+            stopped.enqueue(edits(3))
+        assert statuses(writer) == {"e1": "live", "e2": "queued", "e3": "queued"}
+        assert writer.check().problems == ()
 
 
 def test_a_database_without_a_store_is_left_as_it_is(url: str) -> None:
