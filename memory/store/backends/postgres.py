@@ -250,10 +250,23 @@ class PostgresBackend(Backend):
         return bool(self._one(own, _number(digest)))
 
     def scrub(self) -> None:
-        """Writes the tables anew. The server's log of changes (WAL) holds the rows until it is recycled."""
-        with self._guard, self._store_errors("could not be scrubbed; do it again"):
+        """Writes the tables anew. The server's log of changes (WAL) holds the rows until it is recycled.
+
+        The server keeps a row as long as a transaction from before its end may read it, of whatever tables. So it waits
+        for these transactions first.
+        """
+        what = "could not be scrubbed; do it again"
+        with self._guard, self._store_errors(what):
+            older, begun = self._older_transactions(), time.monotonic()
+            while older & self._older_transactions():
+                if time.monotonic() - begun > LOCK_PATIENCE:
+                    raise held_up(self.place, what, LOCK_PATIENCE)
+                time.sleep(0.05)
             for table in _SAID:
                 self._open.execute(f"VACUUM FULL wise.{table}".encode())
+
+    def _older_transactions(self) -> set[str]:
+        return {str(number) for (number,) in self._open.execute(_OLDER.encode()).fetchall()}
 
     def close(self) -> None:
         with self._guard:

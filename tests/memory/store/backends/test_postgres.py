@@ -201,6 +201,31 @@ def test_what_is_erased_is_in_no_table_and_no_file_of_the_server_but_its_log(ser
         assert store.check(anchor=anchor).problems == () and store.check().erased == 1
 
 
+def test_an_erasure_says_that_a_transaction_from_before_keeps_the_rows(
+    server: Server, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import psycopg
+
+    monkeypatch.setattr(postgres_module, "LOCK_PATIENCE", 0.3)
+
+    def in_files() -> set[str]:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute("CHECKPOINT")
+        return found(server.data, WORDS, values, leave="pg_wal")
+
+    with Store.open(url) as store:
+        tell_a_secret(store)
+        values = secret_values(store)
+        with psycopg.connect(url) as other:  # of any program that uses the database
+            other.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            other.execute("SELECT 1")
+            with pytest.raises(StoreError, match="could not be scrubbed; do it again"):
+                store.erase(["secret"])
+            assert {"Zanzibar", "values"} <= in_files(), "then there would be nothing to say"
+        assert store.erase(["secret"]).tickets == ()
+        assert in_files() == set()
+
+
 def test_a_session_that_is_stopped_holds_others_up_for_a_bounded_time(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
