@@ -104,8 +104,12 @@ class PostgresBackend(Backend):
 
     def _connect(self) -> psycopg.Connection[Any]:
         import psycopg
+        from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-        connection = psycopg.connect(self._url, autocommit=True)
+        wanted = make_conninfo("", **{**_KEEPALIVES, **conninfo_to_dict(self._url)})
+        connection = psycopg.connect(wanted, autocommit=True)
+        for name, value in _KEEPALIVES.items():
+            connection.execute(f"SET {name.replace('keepalives', 'tcp_keepalives')} TO {value}".encode())
         connection.execute("SET search_path TO wise")
         # A transaction waits for its lock first, and must then see what was committed meanwhile.
         connection.execute("SET default_transaction_isolation TO 'read committed'")

@@ -246,6 +246,24 @@ def test_a_session_that_is_stopped_holds_others_up_for_a_bounded_time(
         assert writer.check().problems == ()
 
 
+def test_both_ends_look_whether_the_other_machine_is_there(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the locks of a writer whose machine lost its power would be kept for hours."""
+    import psycopg
+    from psycopg.conninfo import conninfo_to_dict
+
+    given: list[str] = []
+    connect = psycopg.connect
+    monkeypatch.setattr(psycopg, "connect", lambda info, **said: given.append(info) or connect(info, **said))
+    ours = "SELECT count(*) FROM pg_settings WHERE source = 'session' AND name = ?"
+    with Store.open(f"{url}&keepalives_idle=7") as store, store.backend.reading() as execute:
+        for name in ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout"):
+            assert execute(ours, name) == [(1,)], name
+        assert execute(ours, "work_mem") == [(0,)], "it would be seen"
+    info = conninfo_to_dict(given[0])
+    assert (info["keepalives_interval"], info["tcp_user_timeout"]) == ("10", "60000")
+    assert info["keepalives_idle"] == "7", "what the URL says stays"
+
+
 def test_a_database_without_a_store_is_left_as_it_is(url: str) -> None:
     with pytest.raises(StoreError, match="holds no store"):
         Store.open(url, writer=False)
