@@ -37,7 +37,7 @@ from wise.memory.store.edit_request import (
     Version,
     without_text,
 )
-from wise.memory.store.journal import EventWriter, Journal, erased_key
+from wise.memory.store.journal import Journal, erased_key
 from wise.memory.store.rows import EVENT, TICKET, event_of, update
 from wise.memory.store.segments import decode_segment
 from wise.memory.store.versions import read_manifest
@@ -76,9 +76,16 @@ def erase(
         for version in {version.manifest: version for version in holding}.values():  # which versions may share
             if not locks.enter_context(backend.unheld(version.manifest)):
                 raise StoreError(f"version {version.number} holds such an edit and is being read; end that reader")
-        left = journal.erase(
-            lambda execute, events: _erase_rows(execute, events, fresh, words, holding, author, reason, with_author)
-        )
+        with journal.writing() as (execute, events):
+            left = words.keep_those_of_others(execute)
+            events.collect(holding)
+            if fresh:
+                digests = _erase_events(execute, {ticket.number for ticket in fresh}, words, with_author)
+                _erase_outcomes(execute, words)
+            for ticket in fresh:
+                content = _erase_ticket(execute, ticket)
+                detail = {"reason": reason, "content": content, "events": digests}
+                events.write(ERASED, ticket=ticket.number, author=author, detail=detail)
         unneeded = sorted(set(backend.sizes()) - needed)
         backend.remove(unneeded)
     backend.scrub()
@@ -131,34 +138,26 @@ def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[
     return holding, needed
 
 
-def _erase_rows(
-    execute: Execute, events: EventWriter, tickets: Sequence[Ticket], words: _Words, holding: Sequence[Version],
-    author: str | None, reason: str | None, with_author: bool
-) -> Mapping[str, tuple[str, ...]]:
-    left = words.keep_those_of_others(execute)
-    for version in holding:
-        update(execute, "versions", version.number, collected=1)
-        events.write("collected", version=version.number)
-    if not tickets:
-        return left
-    digests = _erase_events(execute, {ticket.number for ticket in tickets}, words, with_author)
+def _erase_outcomes(execute: Execute, words: _Words) -> None:
+    """Takes the words out of what was verified of other edits, and removes commands that say them."""
     for number, text in execute("SELECT number, verified FROM tickets WHERE verified IS NOT NULL"):
         if words.said_in(text):
             update(execute, "tickets", number, verified=json.dumps(words.redacted(json.loads(text))))
     for command, *texts in execute("SELECT id, arguments, answer FROM commands"):
         if any(text and words.said_in(text) for text in texts):
             execute("DELETE FROM commands WHERE id = ?", command)
-    for ticket in tickets:
-        key = None if ticket.key is None else erased_key(ticket.key)
-        gone = _GONE if ticket.verified else None
-        new = replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
-        update(
-            execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=key,
-            verified=None if gone is None else json.dumps(gone),
-        )
-        detail = {"reason": reason, "content": new.content, "events": digests}
-        events.write(ERASED, ticket=ticket.number, author=author, detail=detail)
-    return left
+
+
+def _erase_ticket(execute: Execute, ticket: Ticket) -> str:
+    """Takes all text out of a ticket's row; the digest of the content that it has by now."""
+    key = None if ticket.key is None else erased_key(ticket.key)
+    gone = _GONE if ticket.verified else None
+    new = replace(ticket, edit=without_text(ticket.edit), reason=None, key=key, verified=gone)
+    update(
+        execute, "tickets", ticket.number, edit=json.dumps(new.edit.to_dict()), reason=None, key=key,
+        verified=None if gone is None else json.dumps(gone),
+    )
+    return new.content
 
 
 def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, with_author: bool) -> dict[str, str]:

@@ -33,16 +33,18 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
     sizes = backend.sizes()
     gone: list[Version] = []
     pinned: list[Version] = []
-    old = [version for version in versions[:-keep] if version.manifest not in kept]
-    for manifest in dict.fromkeys(version.manifest for version in old):
-        own = [version for version in old if version.manifest == manifest]
+    old: dict[str, list[Version]] = {}  # versions of one manifest go together
+    for version in versions[:-keep]:
+        if version.manifest not in kept:
+            old.setdefault(version.manifest, []).append(version)
+    for manifest, own in old.items():
         with backend.unheld(manifest) as unheld:
             if not unheld:
                 pinned += own
                 needed |= _needed(backend, {manifest})
                 continue
-            for version in own:
-                journal.collect(version.number)
+            with journal.writing() as (_, events):
+                events.collect(own)
             reach("version-collected")
             backend.remove([manifest])  # while nobody can hold it
         gone += own

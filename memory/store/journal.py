@@ -8,10 +8,10 @@ smaller one. Order comes from these numbers alone; whether an edit is valid is j
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from wise.edits import check_unique
 from wise.errors import EditError, StoreError
@@ -50,7 +50,6 @@ from wise.memory.store.rows import (
 ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
-Erased = TypeVar("Erased")
 ERASED_KEY = "sha256:"
 """How the key of an erased ticket begins; its SHA-256 follows."""
 
@@ -165,7 +164,7 @@ class Journal:
 
     def enqueue(self, requests: Sequence[EditRequest], key: str | None) -> tuple[Ticket, ...]:
         check_unique([request.edit for request in requests])
-        with self._writing() as (execute, events):
+        with self.writing() as (execute, events):
             if key is not None:
                 if execute("SELECT number FROM tickets WHERE key = ?", erased_key(key)):
                     raise EditError(f"key {key!r} was used for edits that were erased since; use another key")
@@ -202,7 +201,7 @@ class Journal:
         wanted = "status = ? AND COALESCE(valid_from, '') <= ? AND number > ?"
         due = f"SELECT {TICKET} WHERE {wanted} ORDER BY number LIMIT ?"
         present, last, claimed = now(), 0, list[int]()
-        with self._writing() as (execute, events):
+        with self.writing() as (execute, events):
             if self._time_was_over or events.jumped:
                 _queue_again(execute, events, present)
             over = f"SELECT {TICKET} WHERE status = ? AND valid_until <= ? ORDER BY number"
@@ -231,7 +230,7 @@ class Journal:
 
     def move(self, moves: Sequence[Move], *, author: str | None = None) -> None:
         """Moves tickets while the memory stays what it is."""
-        with self._writing() as (_, events):
+        with self.writing() as (_, events):
             for move in moves:
                 events.move(move, author=author)
         self._look_for_time_over(moves)
@@ -241,7 +240,7 @@ class Journal:
         reason: str | None
     ) -> Version:
         """Makes a version current, and moves the tickets that it concerns. Retirements go first."""
-        with self._writing() as (execute, events):
+        with self.writing() as (execute, events):
             current = _current(execute)
             if current.number != parent:
                 raise StoreError(f"{self._backend.place}: version {current.number} came between; edit that one")
@@ -255,18 +254,8 @@ class Journal:
         self._look_for_time_over(moves)
         return made
 
-    def collect(self, version: int) -> None:
-        with self._writing() as (execute, events):
-            update(execute, "versions", version, collected=1)
-            events.write("collected", version=version)
-
-    def erase(self, work: Callable[[Execute, EventWriter], Erased]) -> Erased:
-        """Has `work` take text out of the rows in one transaction, and write the events that say so."""
-        with self._writing() as (execute, events):
-            return work(execute, events)
-
     @contextmanager
-    def _writing(self) -> Iterator[tuple[Execute, EventWriter]]:
+    def writing(self) -> Iterator[tuple[Execute, EventWriter]]:
         """A transaction that adds events. A jump of the clock that no event of it says in the end is noticed again."""
         with self._clock.lock:
             seen, recorded = self._clock.seen, False
@@ -297,6 +286,12 @@ class EventWriter:
         self.jumped = None
         self._last = replace(event, digest=event.linked(self._last.digest))
         insert(self._execute, "events", **vars(self._last) | {"detail": json.dumps(event.detail, sort_keys=True)})
+
+    def collect(self, versions: Sequence[Version]) -> None:
+        """Notes that these can no longer be read, and writes their events."""
+        for version in versions:
+            update(self._execute, "versions", version.number, collected=1)
+            self.write("collected", version=version.number)
 
     def move(self, move: Move, *, version: int | None = None, author: str | None = None) -> None:
         """Gives a ticket its new status, and writes the event."""

@@ -16,9 +16,7 @@ from stores import BASE, CONFIG, digest, edits, end, in_a_process, learn, new_fo
 from wise.edits import Edit
 from wise.errors import EditError, StoreError
 from wise.memory.store import failpoints
-from wise.memory.store.backends.base import Execute
 from wise.memory.store.edit_request import EditRequest, Version
-from wise.memory.store.journal import EventWriter
 from wise.memory.store.rows import EVENT, event_of
 from wise.memory.store.store import Store
 
@@ -209,18 +207,15 @@ def test_a_changed_event_is_accepted_only_as_the_erasure_left_it(folder: Path) -
 def test_a_forged_erasure_cannot_put_words_into_a_row_and_is_named_by_an_anchor(folder: Path, author: str) -> None:
     """Whoever can write the store writes an event that vouches for a row as they like it."""
 
-    def forge(execute: Execute, events: EventWriter) -> None:
-        [row] = execute(f"SELECT {EVENT} WHERE number = 1")
-        [content] = [ticket.content for ticket in tickets]
-        linked = event_of((*row[:5], author, *row[6:])).linked("")
-        vouched = {"reason": None, "content": content, "events": {"1": linked}}
-        execute("UPDATE events SET author = ? WHERE number = 1", author)
-        events.write("erased", ticket=1, detail=vouched)
-
     with Store.open(folder) as store:
-        tickets, anchor = store.journal.tickets(limit=1), store.anchor()
+        [ticket], anchor = store.journal.tickets(limit=1), store.anchor()
         assert store.check(anchor=anchor).erased_since == ()
-        store.journal.erase(forge)
+        with store.journal.writing() as (execute, events):
+            [row] = execute(f"SELECT {EVENT} WHERE number = 1")
+            linked = event_of((*row[:5], author, *row[6:])).linked("")
+            vouched = {"reason": None, "content": ticket.content, "events": {"1": linked}}
+            execute("UPDATE events SET author = ? WHERE number = 1", author)
+            events.write("erased", ticket=1, detail=vouched)
         found = store.check(anchor=anchor)
         assert found.erased_since == (store.log()[-1].number,)
         assert "ticket 1 is not what was enqueued" in found.problems, "it still has its text"
