@@ -73,7 +73,8 @@ def check_history(scan: Scan, before: Checked, progress: Progress) -> History:
     touched = _check_events(scan, found, before, progress)
     _check_tickets(scan, found, before, touched, progress)
     _check_versions(scan, found)
-    strays = scan("SELECT DISTINCT ticket FROM events WHERE ticket NOT IN (SELECT number FROM tickets)")
+    there = "SELECT 1 FROM tickets WHERE tickets.number = events.ticket"
+    strays = scan(f"SELECT DISTINCT ticket FROM events WHERE ticket IS NOT NULL AND NOT EXISTS ({there})")
     found.problems += [f"there are events of ticket {number!r:.20}, which is missing" for (number,) in strays]
     return found
 
