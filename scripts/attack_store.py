@@ -25,6 +25,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +302,7 @@ def c06_values(folder: Path) -> str:
     for number, (what, change) in enumerate(changes.items()):
         made = memory(folder / str(number))
         reseal(made, tensors=change)
-        refused(lambda made=made: load_memory(made), what)  # type: ignore[misc]
+        refused(partial(load_memory, made), what)
     return f"{len(changes)} refused"
 
 
@@ -320,7 +321,7 @@ def c09_settings(folder: Path) -> str:
     for number, (what, change) in enumerate(changes.items()):
         made = memory(folder / str(number))
         reseal(made, change)
-        refused(lambda made=made: load_memory(made), what)  # type: ignore[misc]
+        refused(partial(load_memory, made), what)
     return f"{len(changes)} refused"
 
 
@@ -336,12 +337,16 @@ def c08_packs(folder: Path) -> str:
     for number, ticket in enumerate(wrong):
         with Store.open(folder / "source", writer=False) as store:
             store.export_pack(folder / str(number))
-        seal(folder / str(number) / "tickets.json", lambda data, ticket=ticket: data["tickets"].update(a=ticket))  # type: ignore[misc]
+        seal(folder / str(number) / "tickets.json", partial(_with_ticket, ticket))
         with Store.open(folder / f"target {number}") as store:
-            refused(lambda number=number, store=store: store.import_pack(folder / str(number)), f"{ticket!r:.60}")  # type: ignore[misc]
+            refused(partial(store.import_pack, folder / str(number)), f"{ticket!r:.60}")
             if store.journal.tickets():
                 raise AttackError(f"{ticket!r:.60}: something was written")
     return f"{len(wrong)} refused, nothing written"
+
+
+def _with_ticket(ticket: Any, data: dict[str, Any]) -> None:
+    data["tickets"]["a"] = ticket
 
 
 def c08_shown(folder: Path) -> str:

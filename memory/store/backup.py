@@ -14,7 +14,7 @@ from pathlib import Path
 from wise.errors import StoreError
 from wise.memory.folder import replaced_folder, write_private
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend
+from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend, make_private
 from wise.memory.store.check import Findings, check
 from wise.memory.store.check_history import Progress
 from wise.memory.store.checked import FILE, write_checked
@@ -48,8 +48,7 @@ def copy_store(backend: Backend, target: Path, progress: Progress) -> Findings:
 
 def _checked_copy(backend: SqliteBackend, new: Path, progress: Progress) -> Findings:
     new.chmod(0o700)
-    (new / BLOBS).mkdir(mode=0o700)
-    (new / BLOBS).chmod(0o700)
+    make_private(new / BLOBS)
     _copy(backend, new, progress)
     with closing(SqliteBackend(new, writer=False)) as copy:
         findings, whole = check(copy, progress=progress)
