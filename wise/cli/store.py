@@ -51,7 +51,9 @@ def opened(place: str, *, writer: bool) -> Iterator[Store]:
 def log(
     store: StoreArgument,
     since: Annotated[int, Option(min=0, max=LARGEST, help="Show what happened after this event.")] = 0,
-    limit: Annotated[int | None, Option(min=1, max=LARGEST, help="Show so many events at the most.")] = None,
+    limit: Annotated[
+        int | None, Option(min=1, max=LARGEST, help="Show so many at the most; of versions, the newest.")
+    ] = None,
     edit: Annotated[str | None, Option(help="Show what happened to the edit of this id.")] = None,
     namespace: NamespaceOption = None,
     versions: Annotated[bool, Option("--versions", help="Show versions instead of events.")] = False,
@@ -62,7 +64,7 @@ def log(
     made: Sequence[Version] = ()
     with opened(store, writer=False) as found:
         if versions:
-            made = found.journal.versions()
+            made = sorted(found.journal.versions(newest=limit), key=lambda version: version.number)
         else:
             shown = found.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
         numbers = sorted({event.ticket for event in shown if event.ticket})

@@ -55,7 +55,10 @@ def test_log_tells_the_life_of_every_edit(folder: Path) -> None:
     for composed in ("g\u00e9o", "ge\u0301o"):
         assert [event["kind"] for event in told("log", folder, "--namespace", composed)["events"]] == ["queued"]
     assert told("log", folder, "--since", 3, "--limit", 2)["events"] == found["events"][3:5]
-    assert [v["kind"] for v in told("log", folder, "--versions")["versions"]] == ["commit", "commit"]
+    made = told("log", folder, "--versions")["versions"]
+    assert [(version["number"], version["kind"]) for version in made] == [(1, "commit"), (2, "commit")]
+    assert told("log", folder, "--versions", "--limit", 2)["versions"] == made
+    assert told("log", folder, "--versions", "--limit", 1)["versions"] == made[1:]
     shown = run("log", folder).stdout
     assert "prompt 1 → here" in " ".join(shown.split()) and "version 2; 2 live, 1 retired, 1 queued" in shown
 
