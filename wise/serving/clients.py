@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 from fastapi import Request
 
-from wise.serving.http_errors import INVALID, HTTPError
+from wise.serving.http_errors import client_left
 
 T = TypeVar("T")
-CLIENT_LEFT = 499
-"""The status in the log and the metrics of a request whose client left; nobody receives it."""
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -28,7 +26,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise HTTPError(CLIENT_LEFT, "the client left", type=INVALID)
+            raise client_left()
         return working.result()
     finally:
         leaving.cancel()

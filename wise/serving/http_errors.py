@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from wise.errors import ArtifactError, ConfigError, ConflictError, EditError, StoreError, WiseError
@@ -26,6 +27,8 @@ BUSY, BROKEN = "rate_limit_error", "server_error"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT")
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
+CLIENT_LEFT = 499
+"""The status in the log and the metrics of a request whose client left; nobody receives it."""
 
 
 class ErrorDetail(BaseModel):
@@ -89,6 +92,10 @@ def conflict(message: str) -> HTTPError:
     return HTTPError(HTTPStatus.CONFLICT, message, type=CONFLICT)
 
 
+def client_left() -> HTTPError:
+    return HTTPError(CLIENT_LEFT, "the client left")
+
+
 def unavailable(message: str) -> HTTPError:
     headers = {"Retry-After": str(RETRY_AFTER)}
     return HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, message, type=BROKEN, code="unavailable", headers=headers)
@@ -111,6 +118,8 @@ def http_error(error: Exception) -> HTTPError:
         return error
     if isinstance(error, RequestValidationError):
         return _validation_error(error)
+    if isinstance(error, ClientDisconnect):  # while its body was read
+        return client_left()
     for kinds, status, type, code in KNOWN:
         if isinstance(error, kinds):
             after = getattr(error, "retry_after", RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None)

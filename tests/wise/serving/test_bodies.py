@@ -1,4 +1,4 @@
-"""Bodies of requests: what all of them may hold together."""
+"""Bodies of requests: what all of them may hold together, and those that do not come."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2 as httpx
+import pytest
 from serving import PATIENCE, running
 from waiting import until
 
@@ -37,3 +38,22 @@ def test_bodies_under_way_have_one_budget(tmp_path: Path) -> None:
             assert ask(10_000).status_code == 400, "there is room for it"
             half.close()
             until(lambda: ask(30_000).status_code == 400)
+
+
+def test_a_client_that_leaves_within_its_body_is_no_error_of_the_service(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with running(tmp_path / "store", editing=False) as served, served.client("reader") as client:
+
+        def counted(status: int) -> bool:
+            route = f'wise_requests_total{{method="POST",route="/v1/completions",status="{status}"}} 1.0'
+            return route in client.get("/metrics").text.splitlines()
+
+        assert client.post("/v1/completions", content=b"{").status_code == 400 and counted(400)
+        with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as leaving:
+            head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\nExpect: 100-continue\r\n"
+            leaving.sendall(f"{head}Authorization: Bearer reader\r\n\r\n".encode())
+            assert leaving.recv(4096).startswith(b"HTTP/1.1 100 ")
+            leaving.sendall(b"{")
+        until(lambda: counted(499))
+        assert not counted(500) and not [record for record in caplog.records if record.levelname == "ERROR"]
