@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Collection
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,33 +49,36 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles JSON schemas for one tokenizer. Safe to use from several threads."""
+    """Compiles JSON schemas for one tokenizer. Safe to use from several threads, one of which is the event loop's: so
+    nobody who asks for a compiled schema waits for one that is being compiled, which may take seconds."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         """ends: the tokens at which an answer ends."""
         self._tokenizer, self._ends = tokenizer, sorted(ends)
-        self._vocabulary: LLTokenizer | None = None
         self._compiled = lru_cache(KEPT)(self._compile)
-        self._lock = threading.Lock()
 
     def matcher(self, schema: str) -> Matcher:
         """At the beginning of an answer; the first takes a second. Raises ConfigError for an unsupported schema."""
-        with self._lock:
-            return Matcher(self._compiled(schema).deep_copy())
+        return Matcher(self._compiled(schema).deep_copy())
+
+    @cached_property
+    def _vocabulary(self) -> LLTokenizer:
+        import llguidance.hf
+
+        tokenizer: Any = self._tokenizer
+        return llguidance.hf.from_tokenizer(tokenizer, eos_token=self._ends)
 
     def _compile(self, schema: str) -> LLMatcher:
         try:
-            import llguidance.hf
+            import llguidance
         except ImportError as error:
             raise ConfigError("JSON schemas need llguidance; install wise with the extra `serve`") from error
         try:
-            if self._vocabulary is None:
-                tokenizer: Any = self._tokenizer
-                self._vocabulary = llguidance.hf.from_tokenizer(tokenizer, eos_token=self._ends)
+            vocabulary = self._vocabulary
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.loads(schema), overrides=OPTIONS)
         except ValueError as error:
             raise ConfigError(f"this JSON schema is not supported: {error}") from error
-        compiled = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+        compiled = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
         if compiled.is_error():
             raise ConfigError(f"this JSON schema is not supported: {compiled.get_error()}")
         return compiled
