@@ -135,8 +135,9 @@ class GeneratedSequence:
         self, reason: FinishReason, text: str = "", tokens: tuple[int, ...] = (), chances: tuple[Logprobs, ...] = ()
     ) -> Delta:
         """The last delta, with these tokens in it."""
-        self.finish = reason
-        return self._delta(text + self._detokenizer.end(), tokens, chances)
+        text += self._detokenizer.end()
+        self.finish = reason  # not before: what goes wrong is told to who waits for one that has not ended
+        return self._delta(text, tokens, chances)
 
     def _delta(self, text: str, tokens: tuple[int, ...], chances: tuple[Logprobs, ...]) -> Delta:
         routed, self._routed = tuple(self._routed), []

@@ -12,7 +12,7 @@ from tiny import ARCHITECTURES, BATCH, EOS, wrap_tiny
 
 from wise.memory.batched_memory import BatchedMemory
 from wise.memory.side_memory import SideMemory
-from wise.serving.engines import GenerationRequest, MemoryHandle
+from wise.serving.engines import Delta, EngineError, GenerationRequest, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import Batch, LocalEngine, Prefill, Runner
 from wise.serving.engines.sequence import Detokenizer
@@ -120,6 +120,32 @@ def test_the_engine_computes_with_its_threads_and_others_with_one() -> None:
     finally:
         engine.close()
         torch.set_num_threads(own)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_an_answer_whose_end_cannot_be_spelled_fails_and_is_not_waited_for(
+    fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def end(_: Detokenizer) -> str:
+        if fails:
+            raise ValueError("these bytes are no text")
+        return ""
+
+    monkeypatch.setattr(Detokenizer, "end", end)
+    wrapped = wrap_tiny("llama", None)
+    grammars = Grammars(wrapped.tokenizer, wrapped.encoder.stops)
+    engine = LocalEngine(wrapped, Settings(store="unused"), Metrics(), grammars)
+    engine.start()
+
+    async def last() -> Delta | Exception:
+        job = engine.submit([GenerationRequest(prompt=(5, 6), handle=BASE, max_new_tokens=1)], seconds=60)
+        return await asyncio.wait_for(job.deltas.get(), 60)
+
+    try:
+        found = asyncio.run(last())
+        assert isinstance(found, EngineError) if fails else found.finish is not None  # type: ignore[union-attr]
+    finally:
+        engine.close()
 
 
 class Letters:
