@@ -191,11 +191,13 @@ class Follower:
         self._metrics.live.set(len(self.current.edits))
 
     def _count(self, events: tuple[Event, ...]) -> None:
-        outcomes = {event.ticket: event.kind for event in events if event.kind in (LIVE, FAILED) and event.ticket}
+        outcomes = {event.ticket: event for event in events if event.kind in (LIVE, FAILED) and event.ticket}
         self._metrics.clock_jumps.inc(sum(event.jumped is not None for event in events))
         for ticket in self._store.journal.tickets(numbers=sorted(outcomes)):
-            if not ticket.problem:
-                self._metrics.edits.labels(outcomes[ticket.number]).inc()
+            event = outcomes[ticket.number]
+            came_back = ticket.retired_in is not None and ticket.retired_in < (event.version or 0)  # by a rollback
+            if not ticket.problem and not came_back:
+                self._metrics.edits.labels(event.kind).inc()
                 taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
                 self._metrics.edit_seconds.observe(taken.total_seconds())
 

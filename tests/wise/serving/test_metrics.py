@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from repository import ROOT
 from serving import NAME, Running, running
+from waiting import until
 
 from wise.serving.metrics import Metrics
 
@@ -61,6 +63,23 @@ def test_the_queue_of_edits_is_counted_and_dated(served: Running) -> None:
     assert 0 < now["wise_oldest_queued_seconds"] < 600
     states = [name for name, value in now.items() if name.startswith("wise_editor_state{") and value == 1]
     assert states == [f'wise_editor_state{{state="{served.service.editor.state}"}}']
+
+
+def test_an_edit_that_a_rollback_brings_back_was_not_just_accepted(tmp_path: Path) -> None:
+    def outcomes(served: Running) -> tuple[float, float]:
+        now = metrics(served)
+        return now['wise_edits_total{outcome="live"}'], now["wise_edit_seconds_count"]
+
+    with running(tmp_path / "store") as served, served.client() as client:
+        [edit] = served.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})
+        assert client.delete(f"/v1/edits/{edit['id']}").status_code == 200
+        assert client.post("/v1/versions/1/rollback").status_code == 200
+        assert client.get(f"/v1/edits/{edit['id']}").json()["live_in"] == 3
+        until(lambda: served.service.follower.last_event == served.service.store.anchor().event)
+        assert outcomes(served) == (1, 1)
+        served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
+        until(lambda: served.service.follower.last_event == served.service.store.anchor().event)
+        assert outcomes(served) == (2, 2), "one that was just accepted is counted"
 
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
