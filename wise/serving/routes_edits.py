@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from wise.edits import DEFAULT_NAMESPACE, Edit
-from wise.errors import EditError
+from wise.errors import EditError, StoreError
 from wise.memory.store.edit_request import FAILED, LIVE, QUEUED, RETIRED, TRAINING, UNDER_WAY, EditRequest, Ticket
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
 from wise.serving import schemas
@@ -68,6 +69,7 @@ def _ticket_filter(
 @router.post("/edits", status_code=202, responses=SETTLED)
 async def submit(
     body: schemas.EditsRequest,
+    request: Request,
     service: Stored,
     holder: NamespaceEditor,
     response: Response,
@@ -83,8 +85,8 @@ async def submit(
         _check_namespace(service, namespace)
         return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
-    wanted = await run_in_threadpool(checked)
-    return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
+    tickets = await _accept(service, await run_in_threadpool(checked), holder.name, idempotency_key)
+    return await _accepted(service, tickets, body.wait, request, response)
 
 
 @router.get("/edits")
@@ -157,6 +159,7 @@ def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHi
 async def replace(
     edit_id: EditId,
     body: schemas.Replacement,
+    request: Request,
     service: Stored,
     holder: NamespaceEditor,
     response: Response,
@@ -172,8 +175,8 @@ async def replace(
         given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
         return _checked_request(service, given, ticket.edit.namespace, holder, "")
 
-    wanted = [await run_in_threadpool(checked)]
-    return await _accept(service, wanted, holder.name, idempotency_key, response if body.wait == "live" else None)
+    tickets = await _accept(service, [await run_in_threadpool(checked)], holder.name, idempotency_key)
+    return await _accepted(service, tickets, body.wait, request, response)
 
 
 @router.delete("/edits/{edit_id}")
@@ -252,9 +255,9 @@ def _checked_request(
 
 
 async def _accept(
-    service: StoreService, wanted: Sequence[EditRequest], by: str, key: str | None, response: Response | None
-) -> schemas.EditsAnswer:
-    """response: waits until each edit is settled, and gives this one the status that says so."""
+    service: StoreService, wanted: Sequence[EditRequest], by: str, key: str | None
+) -> tuple[Ticket, ...]:
+    """Raises HTTPError at shutdown, and for edits that conflict with what is stored."""
     service.refuse_if_draining()
     own_key = None if key is None else f"{by}:{key}"
 
@@ -267,29 +270,33 @@ async def _accept(
     tickets = await run_in_threadpool(store)
     ids, numbers = [ticket.edit.id for ticket in tickets], [ticket.number for ticket in tickets]
     audit("edit", by=by, edits=ids, tickets=numbers)
-    if response is not None:
-        tickets = await _settled_tickets(service, tickets)
+    return tickets
+
+
+async def _accepted(
+    service: StoreService, tickets: Sequence[Ticket], wait: schemas.Wait, request: Request, response: Response
+) -> schemas.EditsAnswer:
+    """With `wait=live` each edit is waited for, unless the client leaves; the status says whether all are settled."""
+    if wait == "live":
+        tickets = await while_connected(request, _settled_tickets(service, tickets))
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             response.status_code = HTTPStatus.OK
     views = [schemas.EditView.of(ticket, service.unsaid) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
-async def _settled_tickets(service: StoreService, tickets: Sequence[Ticket]) -> tuple[Ticket, ...]:
-    """The tickets once each has failed or is live and served here; or as they are when the time is over."""
+async def _settled_tickets(service: StoreService, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
+    """The tickets once each has failed or is live and served here; or as they were last when the time is over."""
     end = time.monotonic() + service.settings.request_timeout
     numbers = [ticket.number for ticket in tickets]
-
-    def read() -> tuple[Ticket, ...]:
-        return service.store.journal.tickets(numbers=numbers)
-
     with service.follower.listen() as listener:
         while True:
             version = service.follower.current.version  # before reading: what is live by then is served
-            found = await run_in_threadpool(read)
-            done = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in found)
+            with suppress(StoreError):  # the edits were accepted: the answer says so
+                tickets = await run_in_threadpool(lambda: service.store.journal.tickets(numbers=numbers))
+            done = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in tickets)
             if done or time.monotonic() > end or service.draining.is_set():
-                return found
+                return tickets
             await listener.news(POLL)
 
 

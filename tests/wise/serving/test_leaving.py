@@ -14,6 +14,8 @@ import pytest
 from serving import PATIENCE, running
 from waiting import until
 
+from wise.errors import StoreError
+from wise.memory.store.edit_request import Ticket
 from wise.memory.store.store import Store
 from wise.serving import routes_versions
 from wise.serving.editor import Editor
@@ -62,10 +64,46 @@ def test_a_preview_that_no_writer_took_up_is_withdrawn_when_its_client_leaves(tm
         until(lambda: commands() == 0)
 
 
+def test_an_edit_whose_client_left_is_kept_and_not_waited_for(tmp_path: Path) -> None:
+    with running(tmp_path / "store", editing=False, request_timeout=3.0) as served, served.client() as client:
+
+        def counted(status: int) -> bool:
+            route = f'wise_requests_total{{method="POST",route="/v1/edits",status="{status}"}} 1.0'
+            return route in client.get("/metrics").text.splitlines()
+
+        def statuses() -> list[str]:
+            return [edit["status"] for edit in client.get("/v1/edits").json()["data"]]
+
+        with posted(served.url, "/v1/edits", {"edits": [LYON], "wait": "live"}):
+            until(lambda: statuses() == ["queued"])
+        until(lambda: counted(499))
+        assert statuses() == ["queued"] and not counted(202)
+        body = {"edits": [LYON | {"target": "Porto"}], "wait": "live"}
+        assert client.post("/v1/edits", json=body).status_code == 202, "who stays is told when the time is over"
+
+
+def test_an_accepted_edit_is_no_error_where_the_store_cannot_be_read_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "store", editing=False, request_timeout=0.1) as served, served.client() as client:
+
+        def unreadable(_: object, **asked: Any) -> tuple[Ticket, ...]:
+            raise StoreError("the disk is away")
+
+        monkeypatch.setattr(type(served.service.store.journal), "tickets", unreadable)
+        answer = client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert answer.status_code == 202 and answer.json()["edits"][0]["status"] == "queued"
+        assert client.get(f"/v1/edits/{answer.json()['edits'][0]['id']}").status_code == 503, "the control"
+
+
 def asked_for_a_preview(url: str) -> socket.socket:
+    return posted(url, "/v1/edits/preview", {"edit": LYON})
+
+
+def posted(url: str, path: str, body: dict[str, Any]) -> socket.socket:
     """The connection on which it was asked for; nothing is read from it."""
-    sent = json.dumps({"edit": LYON}).encode()
-    head = f"POST /v1/edits/preview HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
+    sent = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
     connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE)
     connection.sendall(head.encode() + b"Authorization: Bearer editor\r\nContent-Type: application/json\r\n\r\n" + sent)
     return connection
