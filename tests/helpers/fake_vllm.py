@@ -42,7 +42,7 @@ class FakeLLM:
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append((method, args))
-        if args == (13, None):
+        if (method, args) == ("wise_load", (13,)):
             raise RuntimeError("segment 13 is damaged")
         return [{"runner": "V1"} if method == "wise_attach" else True]
 

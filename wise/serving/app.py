@@ -26,7 +26,7 @@ from wise.loading import load_model
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
 from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
-from wise.serving.connections import BACKLOG, Connections, LimitedProtocol, affordable
+from wise.serving.connections import BACKLOG, Connections, LimitedProtocol
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
 from wise.serving.middleware import RequestMiddleware
@@ -72,13 +72,7 @@ def build_app(service: Service) -> FastAPI:
     app.include_router(routes_admin.router, responses={503: ERRORS[503]})
     app.include_router(routes_admin.console)
     settings = service.settings
-    app.add_middleware(
-        RequestMiddleware,
-        metrics=service.metrics,
-        body_limit=settings.body_limit,
-        bodies_limit=settings.bodies_limit,
-        client_timeout=settings.client_timeout,
-    )
+    app.add_middleware(RequestMiddleware, metrics=service.metrics, settings=settings)
     if settings.cors_origins:  # outermost, so that errors have its headers too
         app.add_middleware(
             CORSMiddleware,
@@ -115,11 +109,7 @@ class Server(uvicorn.Server):
         """on_start: called when the port accepts connections."""
         self.service, self._on_start = service, on_start
         settings = service.settings
-        self.connections = Connections(
-            total=affordable(settings.max_connections),
-            per_address=settings.address_connections,
-            client_timeout=settings.client_timeout,
-        )
+        self.connections = Connections(settings)
         super().__init__(
             uvicorn.Config(
                 build_app(service),

@@ -25,6 +25,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_response
 from wise.serving.middleware import ANSWER_HEADERS
+from wise.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,10 @@ HEAD, STALLED = "head", "stalled"
 class Connections:
     """The open connections of one server."""
 
-    def __init__(self, *, total: int, per_address: int, client_timeout: float) -> None:
-        """client_timeout: seconds that a client may take to send a request's head, or to read what is sent to it."""
-        self.total, self.per_address, self.client_timeout = total, per_address, client_timeout
+    def __init__(self, settings: Settings) -> None:
+        self.total, self.per_address = affordable(settings.max_connections), settings.address_connections
+        self.client_timeout = settings.client_timeout
+        """Seconds that a client may take to send a request's head, or to read what is sent to it."""
         self._open: dict[LimitedProtocol, None] = {}
         """The one that was used last is the last."""
         self._by_address: Counter[str] = Counter()

@@ -62,13 +62,7 @@ class EditEndpoints:
         service = StoreService(own, store=open_reader(place), tokens=_tokens(own, args), encoder=encoder)
         service.follower = ServedStore(state)
         self._app.state.service = service
-        self._app.add_middleware(
-            RequestMiddleware,
-            metrics=Metrics(),
-            body_limit=own.body_limit,
-            bodies_limit=own.bodies_limit,
-            client_timeout=own.client_timeout,
-        )
+        self._app.add_middleware(RequestMiddleware, metrics=Metrics(), settings=own)
 
 
 class ServedStore:

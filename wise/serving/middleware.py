@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wise.serving.http_errors import METHODS, error_response, unavailable
 from wise.serving.logs import noting
 from wise.serving.metrics import Metrics
+from wise.serving.settings import Settings
 
 logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("wise.serving")
@@ -58,11 +59,11 @@ class RequestBody:
     that instead of the answer. So `drain` reads the rest of the body after the answer, for a while.
     """
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, seconds: float, budget: BodyBudget) -> None:
-        """seconds: that the body may take to come. budget: what it shares with other bodies."""
+    def __init__(self, scope: Scope, receive: Receive, settings: Settings, budget: BodyBudget) -> None:
+        """budget: what it shares with other bodies."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
-        self._receive, self._limit, self._seconds, self._budget = receive, limit, seconds, budget
+        self._receive, self._settings, self._budget = receive, settings, budget
         self._taken = 0
         """Of the budget."""
         self._end: float | None = None
@@ -78,7 +79,8 @@ class RequestBody:
         self._check()
         if not self.incomplete:
             return await self._next()
-        self._end = self._end or asyncio.get_running_loop().time() + self._seconds
+        seconds = self._settings.client_timeout
+        self._end = self._end or asyncio.get_running_loop().time() + seconds
         try:
             async with asyncio.timeout_at(self._end):
                 message = await self._next()
@@ -86,7 +88,7 @@ class RequestBody:
             self.incomplete = False  # nobody waits for the rest
             raise HTTPException(
                 HTTPStatus.REQUEST_TIMEOUT,
-                f"the body did not come within {self._seconds:g} s; send it at once",
+                f"the body did not come within {seconds:g} s; send it at once",
                 {"Connection": "close"},
             ) from None
         self._check()
@@ -107,10 +109,11 @@ class RequestBody:
         return message
 
     def _check(self) -> None:
-        if self._size > self._limit:
+        limit = self._settings.body_limit
+        if self._size > limit:
             raise HTTPException(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"the body is over the {self._limit} bytes that are taken; send less at once",
+                f"the body is over the {limit} bytes that are taken; send less at once",
             )
         self._budget.take(self._size - self._taken)
         self._taken = self._size
@@ -135,12 +138,9 @@ def check_structure(body: bytes) -> None:
 class RequestMiddleware:
     """Plain ASGI, so that streams stay streams and a client that leaves is noticed."""
 
-    def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, body_limit: int, bodies_limit: int, client_timeout: float
-    ) -> None:
-        """body_limit: bytes of one body. bodies_limit: of all together."""
-        self.app, self.metrics, self.body_limit, self.client_timeout = app, metrics, body_limit, client_timeout
-        self.budget = BodyBudget(max(body_limit, bodies_limit))
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, settings: Settings) -> None:
+        self.app, self.metrics, self.settings = app, metrics, settings
+        self.budget = BodyBudget(max(settings.body_limit, settings.bodies_limit))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -150,7 +150,7 @@ class RequestMiddleware:
         given = headers.get("x-request-id", "")
         request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
-        body = RequestBody(scope, receive, self.body_limit, self.client_timeout, self.budget)
+        body = RequestBody(scope, receive, self.settings, self.budget)
         begun, status, answered = time.perf_counter(), 500, False
         method = scope["method"] if scope["method"] in METHODS else OTHER
 

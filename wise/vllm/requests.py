@@ -130,13 +130,13 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
     return found
 
 
-async def load_version(engine: Any, version: int, folder: str | None = None) -> None:
-    """Returns when all workers have the version. Raises what loading it raised.
+async def load_version(engine: Any, version: int) -> None:
+    """Returns when all workers have a version of the store. Raises what loading it raised.
 
     With data parallel engines vLLM returns what the workers of the first one told, and raises what any raised. So the
     first one is waited for without a pause of its steps; the others then have loaded it, or nearly.
     """
-    await engine.collective_rpc("wise_load", args=(version, folder))
+    await engine.collective_rpc("wise_load", args=(version,))
     while not all(await engine.collective_rpc("wise_loaded", args=(version,))):
         await asyncio.sleep(LOADING)
     await engine.collective_rpc("wise_take", args=(version,))

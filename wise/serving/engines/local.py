@@ -78,7 +78,7 @@ class Batch:
         self.runner = runner
         self.members: list[GeneratedSequence] = list(members)
         self.mask = torch.zeros(len(members), 0, dtype=torch.long, device=runner.device)
-        self.cache = DynamicCache()
+        self.cache: Any = DynamicCache()
 
     def __len__(self) -> int:
         return len(self.members)
@@ -96,8 +96,8 @@ class Batch:
             return
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
-        new = _layers(other.cache) or [None] * len(_layers(self.cache))
-        for own, layer in zip(_layers(self.cache), new, strict=True):
+        new = other.cache.layers or [None] * len(self.cache.layers)
+        for own, layer in zip(self.cache.layers, new, strict=True):
             for name in ("keys", "values"):
                 states = getattr(own, name)
                 more = states.new_zeros(len(other), *states.shape[1:]) if layer is None else getattr(layer, name)
@@ -108,7 +108,7 @@ class Batch:
         """These rows as a batch of their own; they leave this one."""
         taken = copy(self)
         taken.cache = copy(self.cache)
-        taken.cache.layers = [copy(layer) for layer in _layers(self.cache)]
+        taken.cache.layers = [copy(layer) for layer in self.cache.layers]
         taken.keep(rows)
         self.keep([row for row in range(len(self)) if row not in rows])
         return taken
@@ -125,13 +125,9 @@ class Batch:
         unused = int((mask.cumsum(-1) == 0).sum(-1).min())
         self.members = [self.members[row] for row in rows]
         self.mask = mask[:, unused:].clone()
-        for layer in _layers(self.cache):
+        for layer in self.cache.layers:
             layer.keys = layer.keys[kept, :, unused:].clone()
             layer.values = layer.values[kept, :, unused:].clone()
-
-
-def _layers(cache: DynamicCache) -> list[Any]:
-    return list(cache.layers)
 
 
 def _pad_left(states: Tensor, width: int) -> Tensor:

@@ -13,11 +13,11 @@ import math
 import os
 import threading
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import aclosing, suppress
 from dataclasses import fields
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from uuid import uuid4
 
 from wise.demo import model_path
@@ -61,7 +61,6 @@ ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "
 while vLLM's own goes to stdout."""
 CPU_MEMORY = 0.5
 """Share of the machine's memory that vLLM may take on a CPU. Its own default, 0.92, leaves the editor nothing."""
-T = TypeVar("T")
 
 
 class VllmEngine:
@@ -157,7 +156,13 @@ class VllmEngine:
         The first version was live before, so nobody waits until its edits were asked.
         """
         first = self._versions.empty
-        self._call(self._versions.load(self._llm, handles[0].version), LOAD_TIMEOUT)
+        loading = self._versions.load(self._llm, handles[0].version)
+        try:
+            asyncio.run_coroutine_threadsafe(loading, self._loop).result(LOAD_TIMEOUT)
+        except WiseError:
+            raise
+        except Exception as error:
+            raise EngineError(f"vLLM could not do it: {error!r:.500}") from error
         places = self._places_at_start if first else self._places
         asked = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
         if not first:
@@ -196,15 +201,6 @@ class VllmEngine:
         place = store if "://" in store else os.path.abspath(store)
         for rank, worker in enumerate(await attach(self._llm, place)):
             logger.info("vLLM's worker %d serves edits", rank, extra={"fields": worker})
-
-    def _call(self, coroutine: Coroutine[Any, Any, T], seconds: float) -> T:
-        """From another thread. Raises EngineError with what went wrong."""
-        try:
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(seconds)
-        except WiseError:
-            raise
-        except Exception as error:
-            raise EngineError(f"vLLM could not do it: {error!r:.500}") from error
 
     # -- an answer --------------------------------------------------------------------------------
 
