@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from wise.serving.http_errors import METHODS, error_response, unavailable
+from wise.serving.http_errors import CLIENT_LEFT, METHODS, error_response, unavailable
 from wise.serving.logs import noting
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
@@ -151,11 +151,11 @@ class RequestMiddleware:
         request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.settings, self.budget)
-        begun, status, answered = time.perf_counter(), 500, False
+        begun, status, answered, ended = time.perf_counter(), 500, False, False
         method = scope["method"] if scope["method"] in METHODS else OTHER
 
         async def send_on(message: Message) -> None:
-            nonlocal status, answered
+            nonlocal status, answered, ended
             if message["type"] == "http.response.start":
                 status, answered = message["status"], True
                 given_names = {name.lower() for name, _ in message["headers"]}
@@ -165,6 +165,7 @@ class RequestMiddleware:
                 await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body"}
+            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         name = f"{method} {scope['path'][:LONGEST_PATH]}"
@@ -181,6 +182,7 @@ class RequestMiddleware:
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
+                status = status if ended else CLIENT_LEFT  # within a stream, which is then given up
             except Exception as error:  # here, where the log and the answer name the request
                 answer = error_response(error)
                 if answered:

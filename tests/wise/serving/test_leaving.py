@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from serving import PATIENCE, running
+from serving import NAME, PATIENCE, hold, running
 from waiting import until
 
 from wise.errors import StoreError
@@ -62,6 +62,24 @@ def test_a_preview_that_no_writer_took_up_is_withdrawn_when_its_client_leaves(tm
         with asked_for_a_preview(served.url):
             until(lambda: commands() == 1)
         until(lambda: commands() == 0)
+
+
+def test_a_stream_whose_client_left_is_counted_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_step = hold(monkeypatch)
+    with running(tmp_path / "store", editing=False) as served, served.client() as client:
+
+        def counted(status: int) -> bool:
+            route = f'wise_requests_total{{method="POST",route="/v1/completions",status="{status}"}} 1.0'
+            return route in client.get("/metrics").text.splitlines()
+
+        body = {"model": NAME, "prompt": LYON["prompt"], "stream": True}
+        with posted(served.url, "/v1/completions", body) as leaving:
+            assert leaving.recv(4096).startswith(b"HTTP/1.1 200 ")
+        until(lambda: counted(499))
+        assert not counted(200)
+        may_step.set()
+        assert "[DONE]" in client.post("/v1/completions", json=body).text
+        until(lambda: counted(200))
 
 
 def test_an_edit_whose_client_left_is_kept_and_not_waited_for(tmp_path: Path) -> None:
