@@ -82,10 +82,8 @@ class Followed:
         self._probe = PROBE_SIZE * torch.tensor([1.0, -1.0]).repeat(addition.width // 2 + 1)[: addition.width]
         self.memories: dict[tuple[int, str], ServedMemory] = {}
         """By version and namespace."""
-        self._sequences: dict[str, FollowedSequence | None] = {}
-        """By request; None for a probe."""
-        self._probes: dict[str, int] = {}
-        """The position of each."""
+        self._sequences: dict[str, FollowedSequence | int] = {}
+        """By request; of a probe its position."""
         self._due: set[str] = set()
         self.recorded: dict[str, dict[int, str]] | None = {} if record else None
         """By request and position, the edit that was added."""
@@ -105,7 +103,6 @@ class Followed:
             return
         for request in scheduled.finished_req_ids:
             self._sequences.pop(request, None)
-            self._probes.pop(request, None)
         for new in scheduled.scheduled_new_reqs:
             carried = ((new.sampling_params and new.sampling_params.extra_args) or {}).get("wise")
             if carried and new.req_id not in self._sequences:
@@ -115,7 +112,7 @@ class Followed:
 
     def _follow(self, request: str, prompt: Sequence[int], carried: Mapping[str, Any]) -> None:
         if carried.get(PROBE):
-            self._sequences[request], self._probes[request] = None, len(prompt) - 1
+            self._sequences[request] = len(prompt) - 1
             return
         key = int(carried["version"]), str(carried["namespace"])
         if key not in self.memories:
@@ -134,8 +131,8 @@ class Followed:
         ids = None
         for row in layout.rows:
             sequence = self._sequences[row.request]
-            if sequence is None:
-                place = self._probes[row.request] - row.first
+            if isinstance(sequence, int):
+                place = sequence - row.first
                 if 0 <= place < row.count:
                     rows.append(row.start + place)
                     values.append(self._probe)
