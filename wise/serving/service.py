@@ -21,7 +21,7 @@ from wise.model import WiseModel
 from wise.serving.auth import Tokens, sees
 from wise.serving.canaries import Canaries
 from wise.serving.editor_client import ENDED, FAILING, PREPARING, STARTING, WAITING, EditorClient, Worker
-from wise.serving.engines import Engine, GenerationRequest, Job, MemoryHandle
+from wise.serving.engines import BusyError, Engine, GenerationRequest, Job, MemoryHandle
 from wise.serving.engines.grammar import Grammars
 from wise.serving.engines.local import LocalEngine
 from wise.serving.follower import Follower
@@ -177,7 +177,11 @@ class Service(StoreService):
         if len(requests) > most:
             raise bad_request(f"n: {len(requests)} answers were asked for and {most} are held at once; ask for less")
         limit = self.settings.request_timeout
-        return self.engine.submit(requests, seconds=min(limit, seconds or limit))
+        try:
+            return self.engine.submit(requests, seconds=min(limit, seconds or limit))
+        except BusyError:  # counted here, since canaries ask a full engine again and again
+            self.metrics.refused.inc()
+            raise
 
 
 def _engine(model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> Engine:

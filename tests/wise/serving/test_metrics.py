@@ -11,9 +11,13 @@ from typing import Any
 import pytest
 import yaml
 from repository import ROOT
-from serving import NAME, Running, running
+from serving import NAME, Running, hold, running
 from waiting import until
 
+from wise.serving import canaries
+from wise.serving.canaries import Canaries
+from wise.serving.engines import BusyError, Job
+from wise.serving.engines.local import LocalEngine
 from wise.serving.metrics import Metrics
 
 FRANCE = "The capital of France is"
@@ -80,6 +84,34 @@ def test_an_edit_that_a_rollback_brings_back_was_not_just_accepted(tmp_path: Pat
         served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"})
         until(lambda: served.service.follower.last_event == served.service.store.anchor().event)
         assert outcomes(served) == (2, 2), "one that was just accepted is counted"
+
+
+def test_a_canary_that_waits_for_room_is_no_refused_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    may_step, submit, told = hold(monkeypatch), LocalEngine.submit, list[Exception]()
+
+    def noted(*given: Any, **more: Any) -> Job:
+        try:
+            return submit(*given, **more)
+        except BusyError as error:
+            told.append(error)
+            raise
+
+    monkeypatch.setattr(LocalEngine, "submit", noted)
+    monkeypatch.setattr(canaries, "ROOM", 0.01)
+    body = {"model": NAME, "prompt": FRANCE, "max_tokens": 1}
+    with running(tmp_path / "store", max_batch_size=1, max_queue=0) as served:
+        served.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})  # the base alone needs no canary
+        asked = Canaries([[5, 6, 7]], lambda: served.service.engine, Metrics(), 1.0)
+        with served.client("reader") as client, client.stream("POST", "/v1/completions", json=body | {"stream": True}):
+            until(lambda: served.service.engine.busy == 1)
+            asked.start()
+            asked.check(served.service.follower.current)
+            until(lambda: len(told) > 2)
+            assert metrics(served)["wise_refused_requests_total"] == 0
+            assert client.post("/v1/completions", json=body).status_code == 429
+            assert metrics(served)["wise_refused_requests_total"] == 1, "a user's is counted"
+            may_step.set()
+        asked.close()
 
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}

@@ -252,7 +252,6 @@ class LocalEngine:
                 raise EngineError("the engine does not run; see the log, then start the service again")
             if self.busy + len(new) > self._settings.max_queue + size:
                 after = max(1, math.ceil(self._seconds_per_answer * (len(self._queue) + len(new)) / size))
-                self._metrics.refused.inc()
                 raise BusyError(f"{self.busy} answers are waited for already; try again in {after} s", after)
             self._queue.extend(new)
             self._accepted += new

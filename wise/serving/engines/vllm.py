@@ -141,7 +141,6 @@ class VllmEngine:
         if not self.alive:
             raise EngineError("the engine does not run; see the log, then start the service again")
         if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
-            self._metrics.refused.inc()
             raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
         for index, one in enumerate(requests):
             answer = asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
