@@ -23,7 +23,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from wise.serving.http_errors import BUSY, INVALID, RETRY_AFTER, HTTPError, error_response
+from wise.serving.http_errors import BUSY, RETRY_AFTER, HTTPError, bad_request, error_response
 from wise.serving.middleware import ANSWER_HEADERS
 from wise.serving.settings import Settings
 
@@ -178,7 +178,7 @@ class LimitedProtocol(H11Protocol):
             super().shutdown()
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(HTTPError(HTTPStatus.BAD_REQUEST, msg, type=INVALID))
+        self._refuse(bad_request(msg))
 
     # -- limits ---------------------------------------------------------------------------------------
 
@@ -195,7 +195,7 @@ class LimitedProtocol(H11Protocol):
         del self._timers[HEAD]
         if self.conn.trailing_data[0]:
             limit = f"the request did not come within {self._all.client_timeout:g} s"
-            self._refuse(HTTPError(HTTPStatus.REQUEST_TIMEOUT, f"{limit}; send it at once", type=INVALID))
+            self._refuse(HTTPError(HTTPStatus.REQUEST_TIMEOUT, f"{limit}; send it at once"))
         else:
             self.transport.abort()
 

@@ -261,8 +261,9 @@ class Editor:
     def _fail(self, ticket: Ticket, why: str, logged: str) -> None:
         """why: for the store, which can erase it. logged: the same without texts of the edit."""
         with self._changing:
-            if self._training.pop(ticket.edit.id, None) is not None:
+            if ticket.edit.id in self._training:
                 self._store.fail([ticket], detail={"status": FAILED, "why": why})
+                del self._training[ticket.edit.id]  # not before: what the store did not take is queued again
         fields = {"edit": ticket.edit.id, "ticket": ticket.number, "error": logged}
         logger.warning("an edit failed; GET /v1/edits/ID says why", extra={"fields": fields})
 

@@ -325,6 +325,22 @@ def test_an_edit_that_is_too_large_fails_before_it_is_trained(
             raise EditError((failed.verified or {})["why"])
 
 
+def test_an_edit_whose_failure_could_not_be_stored_is_not_in_training_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreError("the disk is full")
+
+    with Store.open(tmp_path / "store") as store:
+        editor = editing(model(), store, Settings(edit_characters=9))
+        store.enqueue([LONG])
+        with monkeypatch.context() as patch, pytest.raises(StoreError, match="the disk is full"):
+            patch.setattr(store, "fail", full)
+            editor.work()
+        assert statuses(store) == {"long": "queued"}
+        assert editor.work() and statuses(store) == {"long": "failed"}
+
+
 def test_an_edit_that_ends_two_editors_is_quarantined_and_the_rest_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
