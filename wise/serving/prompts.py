@@ -24,6 +24,8 @@ CHARACTERS = 8
 """A text of more characters than this for each token of the context is tokenized in parts, each four times the last."""
 SEAM = 16
 """Tokens by which a part may be longer than it is within its text."""
+LONGEST_SCHEMA = 120_000
+"""Characters of a JSON schema. One of a megabyte takes seconds to compile, in one of the few threads of prompts."""
 AS_GIVEN = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
 """Fields of a body that the engine takes as they are."""
 
@@ -181,6 +183,8 @@ def _requests(
 
 def _check_schema(service: Service, schema: str | None, param: str) -> None:
     if schema is not None:
+        if len(schema) > LONGEST_SCHEMA:
+            raise bad_request(f"{param}: a schema of {len(schema)} characters; {LONGEST_SCHEMA} are compiled", param)
         try:
             service.grammars.matcher(schema)
         except ConfigError as error:

@@ -105,6 +105,11 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
         "response_format",
         "this JSON schema is not supported",
     ),
+    (
+        {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": "x" * 120_000}}}},
+        "response_format",
+        "response_format: a schema of 120013 characters; 120000 are compiled",
+    ),
     ({"response_format": {"type": "json_schema"}}, "response_format", "json_schema: goes with the type"),
     ({"messages": [USER] * 2_000}, "messages", "do not fit the context"),
 ]
@@ -130,6 +135,13 @@ def test_what_a_client_sends_back_of_an_answer_is_accepted(served: Running, clie
 
 
 # -- within a JSON schema ---------------------------------------------------------------------------
+
+
+def test_a_schema_that_is_long_and_not_too_long_is_compiled(served: Running) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": {"enum": [f"city {i}" for i in range(8_000)]}}}
+    assert 100_000 < len(json.dumps(form["json_schema"]["schema"])) < 120_000
+    assert post(served, {"response_format": form}).status_code == 200
+
 
 PERSON = {
     "type": "object",
