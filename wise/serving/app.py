@@ -25,7 +25,7 @@ from wise.ingest import open_reader
 from wise.loading import load_model
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
-from wise.serving.auth import ADMIN, Holder, Tokens, new_token, token_digest
+from wise.serving.auth import Tokens, new_token
 from wise.serving.connections import BACKLOG, Connections, LimitedProtocol
 from wise.serving.editor_process import editor_process
 from wise.serving.http_errors import ERRORS
@@ -35,8 +35,6 @@ from wise.serving.settings import Settings, without_effect
 
 logger = logging.getLogger(__name__)
 
-OWNER = "owner"
-"""Holder of the token that is made for a run without a file of tokens."""
 KEEP_ALIVE = 30
 """Seconds of silence between two requests after which a connection is closed."""
 RECEIVED = 65_536
@@ -157,10 +155,7 @@ def build_service(settings: Settings, token: str | None) -> Service:
     settings.placement()
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(1)  # the engine's thread takes `threads`
-    if settings.tokens:
-        tokens = Tokens.read(settings.tokens)
-    else:
-        tokens = Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(token or new_token()))])
+    tokens = Tokens.read(settings.tokens) if settings.tokens else Tokens.of_owner(token or new_token())
     canaries = _canaries(settings)
     with ExitStack() as on_error:
         store = on_error.enter_context(open_reader(settings.store))

@@ -99,6 +99,11 @@ class Tokens:
         tokens._file, tokens._stamp = file, stamp
         return tokens
 
+    @classmethod
+    def of_owner(cls, *tokens: str) -> Tokens:
+        """Tokens that are in no file: whoever has one may do everything."""
+        return cls((Holder(name="owner", scope=ADMIN), token_digest(token)) for token in tokens)
+
     def holder(self, digest: str) -> Holder | None:
         """The holder of the token with this SHA-256, expired or not; None if it is not known. A file that has changed
         is read again; while it is missing or invalid, its previous content applies."""

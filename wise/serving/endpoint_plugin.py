@@ -19,7 +19,7 @@ from wise.ingest import open_reader
 from wise.memory.state import MemoryState
 from wise.router.turns import ChatTemplate
 from wise.serving import http_errors, routes_edits, settings
-from wise.serving.auth import ADMIN, Holder, Tokens, token_digest
+from wise.serving.auth import Tokens
 from wise.serving.engines import MemoryHandle
 from wise.serving.follower import Listener, ServedVersion
 from wise.serving.http_errors import ERRORS, unavailable
@@ -28,10 +28,8 @@ from wise.serving.metrics import Metrics
 from wise.serving.middleware import RequestMiddleware
 from wise.serving.store_service import StoreService
 from wise.training.encoding import Encoder
-from wise.vllm.middleware import CLIENT, STORE
+from wise.vllm.middleware import CLIENT, store_place
 
-OWNER = "owner"
-"""Holder of a key that the server was given with `--api-key`."""
 METHODS = ("GET", "POST", "PUT", "DELETE")
 """Of the routes of edits."""
 
@@ -53,9 +51,7 @@ class EditEndpoints:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Raises ConfigError if no store or no token is named, or StoreError if there is no such store."""
-        place = os.environ.get(STORE)
-        if not place:
-            raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
+        place = store_place()
         own = settings.load(None, {"model": engine_client.vllm_config.model_config.model, "name": _name(args)})
         log_as_json(own.log_level, own.audit)
         encoder = _encoder(engine_client)
@@ -108,7 +104,7 @@ def _tokens(own: settings.Settings, args: Namespace) -> Tokens:
         raise ConfigError(
             "who may edit? Give the server --api-key, whose holder may, or set WISE_TOKENS to a file of `wise token`"
         )
-    return Tokens([(Holder(name=OWNER, scope=ADMIN), token_digest(key)) for key in keys])
+    return Tokens.of_owner(*keys)
 
 
 def _encoder(client: Any) -> Encoder:

@@ -86,7 +86,7 @@ async def submit(
         return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
     tickets = await _accept(service, await run_in_threadpool(checked), holder.name, idempotency_key)
-    return await _accepted(service, tickets, body.wait, request, response)
+    return await _answer(service, tickets, body.wait, request, response)
 
 
 @router.get("/edits")
@@ -176,7 +176,7 @@ async def replace(
         return _checked_request(service, given, ticket.edit.namespace, holder, "")
 
     tickets = await _accept(service, [await run_in_threadpool(checked)], holder.name, idempotency_key)
-    return await _accepted(service, tickets, body.wait, request, response)
+    return await _answer(service, tickets, body.wait, request, response)
 
 
 @router.delete("/edits/{edit_id}")
@@ -273,7 +273,7 @@ async def _accept(
     return tickets
 
 
-async def _accepted(
+async def _answer(
     service: StoreService, tickets: Sequence[Ticket], wait: schemas.Wait, request: Request, response: Response
 ) -> schemas.EditsAnswer:
     """With `wait=live` each edit is waited for, unless the client leaves; the status says whether all are settled."""

@@ -49,9 +49,7 @@ class EditingMiddleware:
 
     async def _lifespan(self, state: Any, send: Send, message: Message) -> None:
         if message["type"] == "lifespan.startup.complete":
-            store = os.environ.get(STORE)
-            if not store:
-                raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
+            store = store_place()
             if state.args.chat_template:
                 raise ConfigError("--chat-template: chats are known by the tokenizer's own template; put it there")
             self._client = EditedClient.open(state.engine_client, store)
@@ -70,6 +68,14 @@ class EditingMiddleware:
             finally:
                 request_memory.reset(token)
                 request.held = None
+
+
+def store_place() -> str:
+    """Raises ConfigError if the environment names no store."""
+    place = os.environ.get(STORE)
+    if not place:
+        raise ConfigError(f"{STORE} is not set: the folder of a store was expected, or its URL")
+    return place
 
 
 def _namespace(headers: Headers) -> str:

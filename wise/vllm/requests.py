@@ -82,6 +82,12 @@ def carried_edits(
     return CarriedEdits(course=course, steps=steps, extra_args={"wise": carried}, cache_salt=salt)
 
 
+def check_mode(config: WiseConfig) -> None:
+    """Raises ConfigError for a memory that vLLM cannot serve."""
+    if config.mode != "hybrid":
+        raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
+
+
 def engine_options(
     config: WiseConfig,
     layer: str,
@@ -96,7 +102,7 @@ def engine_options(
     chat_template: if the front end's tokenizer has another one than its folder. record: keep what is added, for a
     check. given: arguments to which these are added.
 
-    Raises ConfigError as `check_mode` does, and where the place of the extension is taken.
+    Raises ConfigError as `check_mode` does, and for another extension of the worker.
     """
     check_mode(config)
     further = {"chat_template": chat_template, "encoder": config.encoder, "relations": config.relations}
@@ -107,12 +113,6 @@ def engine_options(
         raise ConfigError(f"worker_extension_cls={taken!r}: the side memory needs that place; leave it out")
     others = options.get("additional_config") or {}
     return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": own}}
-
-
-def check_mode(config: WiseConfig) -> None:
-    """Raises ConfigError for a memory that vLLM cannot serve."""
-    if config.mode != "hybrid":
-        raise ConfigError(f"mode={config.mode!r}: vLLM serves memories of mode='hybrid', which go by token ids")
 
 
 async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
