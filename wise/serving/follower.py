@@ -144,17 +144,18 @@ class Follower:
         return Listener(self._listeners)
 
     def _run(self) -> None:
+        logged = ""
         while not self._stop.is_set():
             try:
                 self._poll()
-                self.trouble = ""
+                self.trouble = logged = ""
             except Exception as error:
-                if not isinstance(error, StoreError):
-                    logger.exception("a version could not be taken over")
-                    self.trouble = "a version could not be taken over; see the log"
-                elif self.trouble != str(error):  # it is looked at again and again
-                    logger.error("the store cannot be read: %s", error)
-                    self.trouble = str(error)
+                again, logged = repr(error) == logged, repr(error)
+                of_store = isinstance(error, StoreError)
+                self.trouble = str(error) if of_store else "a version could not be taken over; see the log"
+                told = f"the store cannot be read: {error}" if of_store else "a version could not be taken over"
+                if not again:  # it is looked at again and again
+                    logger.error("%s", told, exc_info=not of_store)
             self._stop.wait(RETRY if self.trouble else INTERVAL)
 
     def _poll(self) -> None:

@@ -12,6 +12,7 @@ from waiting import until
 import wise
 from wise.ingest import open_reader
 from wise.memory.store.versions import Snapshot
+from wise.serving import follower as module
 from wise.serving.engines import EngineError, MemoryHandle
 from wise.serving.engines.local import LocalEngine
 from wise.serving.follower import Follower
@@ -35,6 +36,28 @@ def test_an_engine_prepares_a_version_before_requests_get_it(tmp_path: Path) -> 
         service.edit({"prompt": "The capital of France is", "target": "Lyon", "subject": "France"})
         assert prepared == [(0, 0), (1, 0), (1, 0)], "what the engine refuses is tried again"
         until(lambda: follower.current.version == 1)
+
+
+def test_what_keeps_a_version_from_being_served_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "RETRY", 0.01)
+    with running(tmp_path) as service:
+        tried: list[int] = []
+
+        class Preparing(LocalEngine):
+            def __init__(self) -> None:
+                """Only prepares."""
+
+            def prepare(self, handles: Sequence[MemoryHandle]) -> None:
+                tried.append(handles[0].version)
+                if 1 < len(tried) < 9:
+                    raise EngineError("the workers are busy" if len(tried) < 5 else "the workers are gone")
+
+        service.service.follower.serve_with(Preparing())
+        service.edit({"prompt": "The capital of France is", "target": "Lyon", "subject": "France"})
+    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info and record.levelname == "ERROR"]
+    assert told == ["the workers are busy", "the workers are gone"] and tried == [0] + 8 * [1]
 
 
 def test_what_happens_while_the_first_version_is_read_is_announced_later(
