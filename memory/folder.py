@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
 import secrets
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from wise.errors import ArtifactError
@@ -27,7 +28,7 @@ def replaced_folder(folder: Path, *, ours: Collection[str]) -> Iterator[Path]:
     raises, everything is as it was before. When the process is killed or the power fails, `folder` is the old
     one or the new one, whole; only between the two renames it is missing, and then the old one is whole in
     `.NAME.*.wise-old` beside it, the new one in `.NAME.*.wise-new`. The next write removes the first; what is
-    left of the second may be deleted by hand.
+    left of the second may be deleted by hand. Of several writes at once, the folder is that of the last, whole.
 
     Raises ArtifactError, with nothing touched, where `folder` is a file, holds anything else, or is the
     working directory.
@@ -96,11 +97,12 @@ def write_private(file: Path, data: bytes) -> None:
 def check_replaceable(folder: Path, ours: Collection[str]) -> None:
     """Raises ArtifactError where `replaced_folder` would."""
     folder = folder.resolve()
-    if not folder.exists():
+    try:
+        others = sorted({file.name for file in folder.iterdir()} - set(ours))
+    except FileNotFoundError:
         return
-    if not folder.is_dir():
-        raise ArtifactError(f"{folder} is a file; give the name of a folder")
-    others = sorted({file.name for file in folder.iterdir()} - set(ours))
+    except NotADirectoryError:
+        raise ArtifactError(f"{folder} is a file; give the name of a folder") from None
     if others:
         found = f"holds other files ({', '.join(others[:4])}) and would be replaced as a whole"
         raise ArtifactError(f"{folder} {found}; give a folder of its own, such as one inside it")
@@ -115,24 +117,35 @@ def set_aside(folder: Path) -> list[Path]:
 
 
 def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
-    existed = folder.exists()
+    with _alone_in(folder.parent):
+        existed = folder.exists()
+        try:
+            if existed:
+                os.rename(folder, aside)
+            os.rename(new, folder)
+        except BaseException:
+            if existed and not folder.exists():
+                os.rename(aside, folder)
+            raise
+        synced(folder.parent)
+        for older in set_aside(folder):
+            shutil.rmtree(older, ignore_errors=True)
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One thread of one process at a time is in such a `with` block of a folder. Others wait for its end."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        if existed:
-            os.rename(folder, aside)
-        os.rename(new, folder)
-    except BaseException:
-        if existed and not folder.exists():
-            os.rename(aside, folder)
-        raise
-    synced(folder.parent)
-    for older in set_aside(folder):
-        shutil.rmtree(older, ignore_errors=True)
+        with suppress(OSError):  # a network file system may lock no folders
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def synced(path: Path) -> None:
     """Puts a file, or the entries of a folder, on the disk itself."""
-    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):  # Windows cannot sync a folder
-        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

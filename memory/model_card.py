@@ -6,7 +6,7 @@ A card tells how many edits there are and nothing of their texts. A card that so
 from __future__ import annotations
 
 import re
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +92,7 @@ def model_card(config: WiseConfig, state: MemoryState, base: Fingerprint) -> str
 
 def keep_card(old: Path, new: Path) -> None:
     """Takes a card that somebody has rewritten from the folder `old` into the folder `new`."""
-    card = old / CARD_FILE
-    if card.is_file() and MARK.encode() not in card.read_bytes():
-        shutil.copyfile(card, new / CARD_FILE)
+    with suppress(FileNotFoundError):  # there is none, or another save is replacing the folder
+        card = (old / CARD_FILE).read_bytes()
+        if MARK.encode() not in card:
+            (new / CARD_FILE).write_bytes(card)

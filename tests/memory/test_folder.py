@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from threading import Event, get_ident
 from typing import Any
 
 import pytest
@@ -158,6 +161,48 @@ def test_a_folder_of_the_user_is_never_taken_for_one_that_was_set_aside(folder: 
     write(folder)
     assert held(folder) == WRITTEN and all(held(path) == {"a.json": b"mine"} for path in own)
     assert not left.exists()
+
+
+def test_of_two_that_replace_one_folder_at_once_both_go_through_and_the_last_stays_whole(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, waits, others = get_ident(), Event(), list[Future[None]]()
+    rename, lock = os.rename, fcntl.flock
+
+    def second() -> None:
+        try:
+            write(folder, {"a.json": b"second"})
+        finally:
+            waits.set()
+
+    def renaming(*given: Any) -> None:
+        rename(*given)
+        if get_ident() == first and not others:  # the folder is not there now
+            others.append(threads.submit(second))
+            waits.wait()
+
+    def locking(*given: Any) -> None:
+        if get_ident() != first:
+            waits.set()
+        lock(*given)
+
+    monkeypatch.setattr(os, "rename", renaming)
+    monkeypatch.setattr(fcntl, "flock", locking)
+    with ThreadPoolExecutor(1) as threads:
+        write(folder)
+    others[0].result()
+    assert held(folder) == {"a.json": b"second"} and list(folder.parent.iterdir()) == [folder]
+
+
+def test_where_a_file_system_locks_no_folder_it_is_replaced_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(9, "Bad file descriptor")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write(folder)
+    assert held(folder) == WRITTEN and list(folder.parent.iterdir()) == [folder]
 
 
 def test_of_two_that_make_one_folder_at_once_the_first_stays_and_nothing_else_is_left(tmp_path: Path) -> None:
