@@ -25,7 +25,7 @@ from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState, common_prefix, gc_paused
 from wise.router.subjects import SubjectIndex, names_of, words
-from wise.router.turns import ending, is_finished, is_question, last_sentence, last_word
+from wise.router.turns import ending, is_finished, is_question, last_word, sentences
 
 Sentence = tuple[str, ...]
 """The words of a sentence, in lower case."""
@@ -184,19 +184,19 @@ class Catalog:
         return frozenset(sentence[-1] for sentence in self.finished)
 
     def finished_by(self, text: str, *, whole: bool) -> str | None:
-        """The id of the edit whose own finished text stands at the end of `text`, word by word. If there are several it
-        is that of the longest one.
+        """The id of the edit whose own finished text stands at the end of `text`, sentence by sentence and word by
+        word. If there are several it is that of the longest one.
 
         whole: `text` is read from its beginning. Otherwise an edit's text may begin before it.
         """
-        said = _words(text)
+        said, read = _sentences(text), _words(text)
         found = dict[str, int]()
-        for edit_id in self.finished.get(_sentence(text), ()):
+        for edit_id in self.finished.get(said[-1] if said else (), ()):
             for own in _finished_texts(self.edits[edit_id]):
-                asked = _words(own)
-                length = len(asked) if whole else min(len(asked), len(said))
-                if asked[-length:] == said[-length:]:
-                    found[edit_id] = max(length, found.get(edit_id, 0))
+                asked, own_words = _sentences(own), _words(own)[-len(read) :]
+                is_within = whole or len(asked) < len(said)
+                if asked == said[-len(asked) :] if is_within else own_words == read:
+                    found[edit_id] = max(len(own_words), found.get(edit_id, 0))
         return max(found, key=lambda each: (found[each], self.slots[each]), default=None)
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
@@ -260,11 +260,11 @@ def _finished_texts(edit: Edit) -> list[str]:
 
 def _finished_sentences(edit: Edit) -> list[Sentence]:
     """The last sentence of each of the edit's wordings that are finished, each once."""
-    return [sentence for sentence in dict.fromkeys(map(_sentence, _finished_texts(edit))) if sentence]
+    return list(dict.fromkeys(own[-1] for own in map(_sentences, _finished_texts(edit)) if own))
 
 
-def _sentence(text: str) -> Sentence:
-    return _words(last_sentence(text))
+def _sentences(text: str) -> list[Sentence]:
+    return [own for own in map(_words, sentences(text)) if own]
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -159,12 +159,12 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 
     mentions: the edited subjects that a text names. A mark in one, or right behind it, may be part of its name.
     """
-    sentences = list(_sentences(text, mentions(text)))
-    if not sentences or is_finished(text):
+    found = list(sentences(text, mentions(text)))
+    if not found or is_finished(text):
         return None
-    last = sentences[-1]
-    if len(sentences) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
-        last = f"{sentences[-2].rstrip()} {last}"
+    last = found[-1]
+    if len(found) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
+        last = f"{found[-2].rstrip()} {last}"
     return last.strip() or None
 
 
@@ -215,8 +215,8 @@ def is_finished(text: str) -> bool:
 
 def last_sentence(text: str) -> str:
     """The last of several sentences, which is the question after a preface; a single sentence is returned as it is."""
-    sentences = list(_sentences(text))
-    return sentences[-1].strip() if len(sentences) > 1 else text
+    found = list(sentences(text))
+    return found[-1].strip() if len(found) > 1 else text
 
 
 def is_question(text: str) -> bool:
@@ -224,8 +224,10 @@ def is_question(text: str) -> bool:
     return bool(_QUESTION.search(text))
 
 
-def _sentences(text: str, names: Sequence[Mention] = ()) -> Iterator[str]:
-    """names: a mark within one ends no sentence, and neither does a name's own mark before a small letter."""
+def sentences(text: str, names: Sequence[Mention] = ()) -> Iterator[str]:
+    """The sentences of a text with what stands behind each.
+
+    names: a mark within one ends no sentence, and neither does a name's own mark before a small letter."""
     start = 0
     for mark in _SENTENCE_END.finditer(text.rstrip()):
         at = mark.start()

@@ -85,7 +85,7 @@ def test_a_text_is_routed_the_same_however_it_is_cut(routed: Routed, data: st.Da
     whole = routed(ids, ())
     assert routed(ids, cuts) == whole
     assert routed(ids, range(1, len(ids))) == whole
-    assert sorted(whole) == routed.router.active_positions(ids)
+    assert sorted(whole) == [*routed.router.active(ids)]
     course, followed = Course(routed.router), dict[int, int]()
     for first, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         followed |= {p: d.slot for p, d, value in course.read(np.array(ids[:end]), first) if value != NO_SLOT}
@@ -151,6 +151,8 @@ def test_a_finished_sentence_is_heard_however_it_is_cut(finished: tuple[Any, Rou
         ("zz. X W50. ", 0),
         ("w50 zx v. x w50.", 1),  # that of the longest text
         ("w50 zx z. x w50.", 0),  # another sentence before it
+        ("zz. w50 zx v. x w50.", 1),
+        ("zz w50 zx v. x w50.", 0),  # the longest text begins within a sentence
         ("x w50", None),
         ("z x w50.", None),  # not in the edit's own words
         ("x zz w50.", None),
