@@ -268,20 +268,15 @@ class HybridRouter(Router):
         text = self._text(ids[start : end + 1])
         cut = words(text)[:1] if start else []  # it may be the end of a longer word, and is then no name
         text = text[cut[0].end :] if cut else text
-        if self._catalog.finished and is_finished(text):
-            return self._finished(text, whole=not start)
+        if self._catalog.finished and is_finished(text):  # most of it asks nothing, so it asks in an edit's own words
+            edit_id = self._catalog.finished_by(text, whole=not start)
+            return None if edit_id is None else Decision(slot=self._catalog.slots[edit_id], score=1.0, threshold=1.0)
         said = passage(text, self._catalog.subjects.mentions)
         if said is None:
             return None
         key = hashlib.blake2b(said.encode(), digest_size=15).digest()
         known = self._cached(key, lambda: self._completed(said))
         return None if known is NOTHING else known
-
-    def _finished(self, text: str, *, whole: bool) -> Decision | None:
-        """The same for text that ends with a full stop. Most of such text asks nothing, so it asks for an edit only in
-        the edit's own words."""
-        edit_id = self._catalog.finished_by(text, whole=whole)
-        return None if edit_id is None else Decision(slot=self._catalog.slots[edit_id], score=1.0, threshold=1.0)
 
     def _completed(self, said: str) -> Decision:
         """The same for a passage that is not cached. On a base with a chat template an unfinished sentence has a higher
@@ -383,9 +378,10 @@ class HybridRouter(Router):
         last = len(row) - 1
         return next((decision for place, decision, _ in self._decisions_of(row, last) if place == last), NOTHING)
 
-    def active_positions(self, ids: Sequence[int]) -> list[int]:
-        """The positions of a sequence at which an edit is active."""
-        return [place for place, _, value in self._decisions_of(np.asarray(ids, dtype=np.int64), 0) if value != NO_SLOT]
+    def active(self, ids: Sequence[int]) -> dict[int, int]:
+        """The positions of a sequence at which an edit is active, ascending, and the slot of the edit."""
+        found = self._decisions_of(np.asarray(ids, dtype=np.int64), 0)
+        return {place: decision.slot for place, decision, value in found if value != NO_SLOT}
 
     def _text(self, ids: Ids) -> str:
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))

@@ -65,7 +65,7 @@ def running_text(model: WiseModel, texts: Sequence[str], limit: int) -> dict[str
         raise SystemExit("the memory is not of mode hybrid, or empty")
     tokens, spoken = 0, list[str]()
     for ids in pieces(model, texts, limit):
-        places = memory.router.active_positions(ids)
+        places = memory.router.active(ids)
         spoken += [str(model.tokenizer.decode(ids[max(0, place - 24) : place + 1])) for place in places]
         tokens += len(ids)
         sys.stderr.write(f"\rrunning text: {tokens} tokens, an edit spoke at {len(spoken)} ")

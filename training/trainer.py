@@ -22,7 +22,7 @@ from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
-from wise.training.verification import Serve, Share, Verdict, Verifier
+from wise.training.verification import Serve, Share, Verdict, Verifier, WordingVerifier
 from wise.training.writers.base import FitResult, Progress, Sharding, SlotTask, Writer, silent
 
 EDITS_AT_ONCE = 64
@@ -251,14 +251,16 @@ class Trainer:
     ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
         """`_verified`. Of contradicting edits the last one that verifies stays."""
         failed: set[str] = set()
+        verdicts: dict[str, Verdict] = {}
         while True:
             standing = state.without(failed)
             found = conflicts(standing, fresh)
             held = standing.without({each.superseded for each in found})
             final, answers = self._verified(held, serve, fresh, progress)
+            verdicts |= answers
             failed_winners = {each.by for each in found} - set(final.edit_ids)
             if not failed_winners:
-                return final, answers, found
+                return final, verdicts, found
             failed |= failed_winners
 
     def _verified(
@@ -274,7 +276,7 @@ class Trainer:
         edits that they may have changed. If slots are shared, all edits are asked, and again after some were dropped:
         their keys and thresholds are gone then, and other answers may change.
         """
-        if fresh is not None and not any(slot.shared for slot in state.slots):
+        if fresh is not None and isinstance(self.verifier, WordingVerifier):
             state, verdicts = self._asked(state, fresh, serve, progress)
             held = {*fresh} & {*state.edit_ids}
             state, others = self._asked(state, self.verifier.touched(state, held), serve)

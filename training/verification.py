@@ -93,10 +93,6 @@ class PromptVerifier:
             verdicts[edit.id] = Verdict(answer=answer, holds=holds, said={"prompt": answer})
         return verdicts
 
-    def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Ids of the other edits of `state` whose answers the edits `fresh` may have changed."""
-        return {*state.edit_ids} - {*fresh}
-
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
         """How what these labels of a verdict name is asked: its ids, and whether they are a turn of a chat."""
         return [(self.encoder.prompt(edit.prompt), False) for _ in labels]
@@ -104,7 +100,7 @@ class PromptVerifier:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WordingVerifier:
-    """Verifies all three promises, of edits with a slot each (`hybrid`). Its methods are those of `PromptVerifier`."""
+    """Verifies all three promises, of edits with a slot each (`hybrid`)."""
 
     wordings: Wordings
     inputs: RouterInputs
@@ -112,6 +108,7 @@ class WordingVerifier:
     def ask(
         self, state: MemoryState, edits: Sequence[Edit], serve: Serve, progress: Share = lambda share: None
     ) -> dict[str, Verdict]:
+        """As `PromptVerifier.ask`."""
         encoder = self.wordings.encoder
         asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
         if not asked:
@@ -131,6 +128,7 @@ class WordingVerifier:
         }
 
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
+        """As `PromptVerifier.prompts`."""
         wordings = {w.name: (list(w.prompt), w.form == CHAT) for w in self.wordings.of(edit, ())}
         others = {LOCALITY.format(place): text for place, text in enumerate(edit.locality)}
         chat = self.wordings.encoder.template is not None
@@ -199,16 +197,17 @@ class WordingVerifier:
         return [other.prompt for other in others if other.target != edit.target][:SISTERS]
 
     def touched(self, state: MemoryState, fresh: Collection[str]) -> set[str]:
-        """Edits that the router no longer selects for their own question, or at the end of their own conversation.
+        """Other edits of `state` whose answers the edits `fresh` may have changed: at a promised wording of theirs, the
+        router activates another edit, or not this one at the end.
 
-        An edit is checked if one of these names a new edit's subject or, where one of the two has no subject, its
+        An edit is checked if one of its texts names a new edit's subject or, where one of the two has no subject, its
         question is close to one of its keys.
         """
         catalog = catalog_of(state)
         new = [catalog.edits[edit_id] for edit_id in fresh if edit_id in catalog.edits]
         names = [name for edit in new for name in names_of(edit)]
         known = SubjectIndex((name, 0) for name in names)
-        asked = ["\n".join((*(message.content for message in e.messages), e.prompt)) for e in state.edits]
+        asked = ["\n".join((*(m.content for m in e.messages), e.prompt, *e.paraphrases)) for e in state.edits]
         near = {state.edits[n].id for n in may_name(asked, names) if known.mentions(asked[n])}
         router = HybridRouter(state, self.inputs)
         for edit in new:
@@ -220,10 +219,10 @@ class WordingVerifier:
         return {i for i in near - {*fresh} if not self._is_selected(router, catalog.edits[i], catalog.slots[i])}
 
     def _is_selected(self, router: HybridRouter, edit: Edit, slot: int) -> bool:
-        own = [router.decide(edit.prompt)]
-        if edit.messages and self.inputs.template is not None:
-            own.append(router.decided(self.wordings.encoder.turn([message._asdict() for message in edit.messages])))
-        return all(decision.slot == slot for decision in own)
+        between_steps()
+        promised = [wording.prompt for wording in self.wordings.of(edit, ()) if wording.promised]
+        active = ((len(prompt) - 1, router.active(prompt)) for prompt in promised)
+        return all(end in slots and {*slots.values()} == {slot} for end, slots in active)
 
 
 Verifier = PromptVerifier | WordingVerifier

@@ -158,7 +158,7 @@ def test_what_is_no_plan_is_refused(damage: dict[str, object]) -> None:
 
 def test_the_library_and_a_course_agree_on_a_prompt(router: HybridRouter) -> None:
     ids = sum(texts(router, 3), [])
-    assert router.active_positions(ids) == sorted(added(router, ids, 0))
+    assert [*router.active(ids)] == sorted(added(router, ids, 0))
 
 
 def test_a_turn_that_is_generated_makes_it_a_chat() -> None:

@@ -80,8 +80,8 @@ def test_a_name_within_a_word_is_seen_however_much_is_read_at_once(
     parts = [f"The mayor of {subject}", "isian is here"]
     ids = [token for part in parts for token in tokenizer(part, add_special_tokens=False)["input_ids"]]
     asked = len(tokenizer(parts[0], add_special_tokens=False)["input_ids"]) - 1
-    assert asked in router.active_positions(ids[: asked + 1])
+    assert asked in router.active(ids[: asked + 1])
     for end in range(len(ids)):
-        assert (end in router.active_positions(ids)) == (end in router.active_positions(ids[: end + 1])), end
+        assert (end in router.active(ids)) == (end in router.active(ids[: end + 1])), end
     index = SubjectIndex([(subject, 0)])
     assert not index.cut_among(words("Harp, and a new harp")), "no word of it begins as the name does"

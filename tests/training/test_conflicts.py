@@ -223,15 +223,19 @@ def test_one_that_fails_takes_no_ones_place(monkeypatch: pytest.MonkeyPatch) -> 
     model = wrapped()
     model.edit(asked(0, 60, "old"))
     ask = type(model.trainer.verifier).ask
+    live: list[bool] = []
 
-    def asked_in_vain(self: Any, *given: Any, **more: Any) -> dict[str, Verdict]:
+    def asked_in_vain(self: Any, state: MemoryState, edits: Any, *given: Any, **more: Any) -> dict[str, Verdict]:
+        live.extend(edit.id in state.edit_ids for edit in edits)
         wrong = {"prompt": {"completion: prompt": False}}
-        return {i: replace(v, holds=wrong) if i == "new" else v for i, v in ask(self, *given, **more).items()}
+        found = ask(self, state, edits, *given, **more)
+        return {i: replace(v, holds=wrong) if i == "new" else v for i, v in found.items()}
 
     monkeypatch.setattr(type(model.trainer.verifier), "ask", asked_in_vain)
     report = model.edit(asked(1, 70, "new"))
     assert [o.status for o in report.outcomes] == [FAILED]
     assert (report.conflicts, report.dropped) == ((), ()) and model.state.edit_ids == ("old",)
+    assert live and all(live), "what is reported of it is what was said with it"
 
 
 def test_a_fact_that_is_edited_in_other_words_is_edited_anew() -> None:

@@ -146,7 +146,7 @@ def test_an_answer_is_forced_behind_a_text_that_asks_nothing() -> None:
     assert wrapped.layer.memory is not None
     router, ids = wrapped.layer.memory.router, wrapped.encoder.question("It rained all day", chat=False).ids
     assert isinstance(router, HybridRouter)
-    assert not router.active_positions(ids) and ForcedRouter(router, 0).active_positions(ids) == [len(ids) - 1]
+    assert not router.active(ids) and ForcedRouter(router, 0).active(ids) == {len(ids) - 1: 0}
 
 
 def test_a_row_is_answered_as_it_is_alone(edited: tuple[wise.WiseModel, list[wise.Record]]) -> None:
