@@ -38,9 +38,10 @@ class SideMemoryLayer(Wrapper):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the base's own module gives; the memory adds to it, or to the first of a tuple."""
         output = self.base_module(*args, **kwargs)
-        if self.memory is None:
+        memory = self.memory  # looked up once, since another thread may take it away
+        if memory is None:
             return output
-        return with_first(output, self.memory(activation_of(args, kwargs), first_tensor(output)))
+        return with_first(output, memory(activation_of(args, kwargs), first_tensor(output)))
 
     def extra_repr(self) -> str:
         """peft shows it where it refuses this layer."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -200,3 +201,21 @@ def test_what_was_verified_is_served_as_it_is_and_made_anew_where_the_model_chan
     put(wrapped, wrapped.state)
     memory = wrapped.layer.memory
     assert memory is not None and memory is not verified and memory.bank.weights.dtype == torch.bfloat16
+
+
+def test_a_memory_that_another_thread_takes_away_meanwhile_is_used_to_the_end() -> None:
+    class Swapped(SideMemoryLayer):
+        """Another thread takes its memory away whenever it was looked at."""
+
+        def __getattr__(self, name: str) -> Any:
+            found = super().__getattr__(name)
+            if name == "memory":
+                self._modules["memory"] = None
+            return found
+
+    base, activation = nn.Linear(F, D), random(6, F, seed=4)
+    whole, swapped = SideMemoryLayer(base), Swapped(base)
+    whole.memory = swapped.memory = merged(0.0)
+    expected = whole(activation)
+    assert not torch.equal(expected, base(activation))
+    assert torch.equal(swapped(activation), expected) and torch.equal(swapped(activation), base(activation))
