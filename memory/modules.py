@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -126,16 +127,32 @@ def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tens
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode within a `with` block, and gradients, whatever the work around it has set; then as before."""
-    modes = [(module, module.training) for module in model.modules()]
+    """Evaluation mode within a `with` block, and gradients, whatever the work around it has set; then as before.
+
+    Several threads may be in such a block of one model: it is as before when the last of them leaves it.
+    """
+    block = object()
 
     def restore() -> None:
-        for module, training in modes:
-            module.training = training
+        with _lock:
+            blocks, modes = _evaluated.get(model, ({block}, []))
+            blocks.discard(block)
+            if not blocks:
+                for module, training in modes:
+                    module.training = training
+                _evaluated.pop(model, None)
 
     with restoring(restore), torch.inference_mode(False), torch.enable_grad():
+        with _lock:
+            modes = [(module, module.training) for module in model.modules()]
+            _evaluated.setdefault(model, (set(), modes))[0].add(block)
         model.eval()
         yield
+
+
+_lock = threading.Lock()
+_evaluated: WeakKeyDictionary[nn.Module, tuple[set[object], list[tuple[nn.Module, bool]]]] = WeakKeyDictionary()
+"""The models that are in blocks of `evaluating`: those blocks, and the mode of each module before them."""
 
 
 def inside_adapters(model: nn.Module, path: str) -> str:

@@ -58,7 +58,7 @@ from wise.workers import SharedWriter, Workers, traits_of
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
-_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock")
+_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock", "_lock_of_memory", "_own", "_others")
 _FIRST = ("model", "_outer", "_layer")
 _EMPTY = MemoryState()
 
@@ -134,6 +134,11 @@ class WiseModel(nn.Module):
         self._trainer: tuple[Trainer, BaseState] | None = None
         """With the base that it measured."""
         self._lock = threading.RLock()  # held by the thread that edits
+        self._lock_of_memory = threading.Lock()  # held while the memory in the layer is swapped
+        self._own: tuple[SideMemory | None] = (None,)
+        """The memory that stands in the layer where no `serving` has put another there."""
+        self._others: dict[object, SideMemory | None] = {}
+        """Those that blocks of `serving` have put there, by a token of each block, the latest last."""
         self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
         """What `from_pretrained` found, if it was allowed to take a memory of another precision and did."""
@@ -231,7 +236,8 @@ class WiseModel(nn.Module):
     @property
     def trainer(self) -> Trainer:
         """Built at the first edit, since it measures the base, and again when the model was moved, cast or trained."""
-        if self._trainer is None or not self._is_current(*self._trainer):
+        found = self._trainer
+        if found is None or not self._is_current(*found):
             with self.evaluating(), self._apart(MemoryState()) as model:
                 base = self._watch.state()
                 built = build_trainer(
@@ -239,8 +245,8 @@ class WiseModel(nn.Module):
                 )
                 if self._workers is not None and isinstance(built.writer, AnswerWriter):
                     built = replace(built, writer=SharedWriter(built.writer, self._workers, traits_of(self)))
-                self._trainer = built, base
-        return self._trainer[0]
+                self._trainer = found = built, base
+        return found[0]
 
     def use_workers(self, workers: Workers | None) -> None:
         """Has other processes fit the edits from now on (`hybrid`), with the same result; None: this one does.
@@ -348,8 +354,9 @@ class WiseModel(nn.Module):
 
     def snapshot(self) -> MemoryState:
         """The current state, for `rollback`. It is immutable and costs nothing."""
-        self._snapshots[self.state] = self._watch.verified
-        return self.state
+        state = self.state  # looked up once, since another thread may edit
+        self._snapshots[state] = self._watch.verified
+        return state
 
     def rollback(self, snapshot: MemoryState) -> None:
         """Serves a snapshot of this model again, bit for bit.
@@ -444,11 +451,15 @@ class WiseModel(nn.Module):
                     f"model holds {self.encoder.context}, the answer included: shorten it"
                 )
         with self.evaluating():
-            out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
-            read = [((*prompt, *new), len(prompt)) for prompt, new in zip(ids, out, strict=True)]
-            routes = self._explained(
-                [GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=count) for row, count in read]
-            )
+            while True:
+                memory = self.layer.memory
+                out = greedy(self.model, ids, stops=self.encoder.stops, max_new_tokens=max_new_tokens)
+                read = [((*prompt, *new), len(prompt)) for prompt, new in zip(ids, out, strict=True)]
+                routes = self._explained(
+                    [GeneratedIds(ids=row, columns=tuple(range(len(row))), prompt_tokens=count) for row, count in read]
+                )
+                if memory is self.layer.memory:  # otherwise another thread has edited: answers and routes may differ
+                    break
         return [
             Answer(
                 prompt=question.text,
@@ -494,11 +505,27 @@ class WiseModel(nn.Module):
 
     @contextmanager
     def serving(self, state: MemoryState) -> Iterator[PreTrainedModel]:
-        """`state` is served within a `with` block, in all threads; yields the model to ask."""
-        memory, before = self._assembled(state), self.layer.memory
-        with modules.restoring(lambda: setattr(self.layer, "memory", before)):
-            self.layer.memory = memory
+        """`state` is served within a `with` block, in all threads; yields the model to ask.
+
+        Of several blocks at once the one that began last counts. What is edited meanwhile is served after them.
+        """
+        memory, block = self._assembled(state), object()
+
+        def restore() -> None:
+            with self._lock_of_memory:
+                self._others.pop(block, None)
+                self._put_memory()
+
+        with self._lock_of_memory:
+            self._own = self._own if self._others else (self.layer.memory,)
+        with modules.restoring(restore):
+            with self._lock_of_memory:
+                self._others[block] = memory
+                self._put_memory()
             yield self.model
+
+    def _put_memory(self) -> None:
+        self.layer.memory = next(reversed(self._others.values()), self._own[0])
 
     @contextmanager
     def _apart(self, state: MemoryState) -> Iterator[PreTrainedModel]:
@@ -514,7 +541,9 @@ class WiseModel(nn.Module):
         memory = self._assembled(state)
 
         def put() -> None:
-            self.layer.memory, self.state = memory, state
+            with self._lock_of_memory:
+                self._own, self.state = (memory,), state
+                self._put_memory()
             self._watch.verified = base if state.edits else None
 
         modules.completed(put)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import get_ident
+from threading import Event, get_ident
 from typing import Any
 
 import pytest
@@ -190,6 +190,27 @@ def test_an_ask_and_what_another_thread_generates_meanwhile_leave_each_other_alo
     assert model.model.generation_config is settings
 
 
+def test_a_model_in_training_is_in_evaluation_mode_until_the_last_of_several_threads_has_asked() -> None:
+    model = chat_model()
+    model.train()
+    asks, asked = Event(), Event()
+
+    def ask() -> None:
+        with model.evaluating():
+            asks.set()
+            asked.wait()
+            assert not any(module.training for module in model.model.modules())
+
+    with ThreadPoolExecutor(1) as thread:
+        other = thread.submit(ask)
+        asks.wait()
+        with pytest.raises(KeyError), model.evaluating():  # entered second and left first
+            raise KeyError
+        asked.set()
+        other.result()
+    assert all(module.training for module in model.model.modules())
+
+
 def test_a_template_that_takes_no_system_message_is_edited_without_one() -> None:
     model = chat_model(REFUSING)
     report = model.edit(EDITS)
@@ -358,7 +379,7 @@ def test_a_sentence_is_held_to_ask_less_often_where_there_are_chats(
     assert model.inputs is not None
     model.inputs.reader.sentence_threshold = threshold
     router = HybridRouter(model.state, model.inputs)
-    assert bool(router.active_positions(model.encoder.prompt("w53 w50 w51 w52"))) is active
+    assert bool(router.active(model.encoder.prompt("w53 w50 w51 w52"))) is active
 
 
 def test_what_names_an_edited_subject_does_not_ask_about_another_one() -> None:

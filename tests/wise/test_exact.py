@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -382,3 +383,61 @@ def wrap_none(mode: str) -> wise.WiseModel:
     model = wrap_tiny("llama", mode)
     model.reset()
     return wise.wrap(model.unwrap(), tiny_tokenizer(), model.wise_config, **reading(mode))
+
+
+def test_a_snapshot_that_is_taken_while_another_thread_edits_is_one_of_the_model() -> None:
+    class Edited(wise.WiseModel):
+        """Another thread has edited it whenever its state was looked at."""
+
+        @property
+        def state(self) -> MemoryState:
+            self._now, before = replace(self._now), self._now
+            return before
+
+        @state.setter
+        def state(self, state: MemoryState) -> None:
+            self._now = state
+
+    model = Edited(tiny_model("llama", **WIDE), tiny_tokenizer(), wise.WiseConfig(mode="retrieve", layer=1))
+    state = model.snapshot()
+    assert state is not model.snapshot()
+    model.rollback(state)
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_blocks_that_serve_other_memories_leave_what_is_live_in_place_however_they_overlap(mode: str) -> None:
+    model = wrap_tiny("llama", mode)
+    memory, other = model.layer.memory, memory_by_hand(model, seed=1)
+    assert memory is not None
+
+    @contextmanager
+    def block(state: MemoryState) -> Iterator[None]:
+        with model.serving(state):
+            assert model.served is state or not state.edits
+            yield
+
+    first, second = block(MemoryState()), block(other)
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+    assert model.served is other
+    second.__exit__(None, None, None)
+    assert model.layer.memory is memory
+    with block(other):
+        with block(MemoryState()), pytest.raises(RuntimeError), block(other):
+            raise RuntimeError
+        assert model.served is other
+    assert model.layer.memory is memory
+
+
+@pytest.mark.parametrize("mode", ["retrieve", "hybrid"])
+def test_what_is_edited_while_another_memory_is_served_is_live_after_it(mode: str) -> None:
+    model = wrap_tiny("llama", mode)
+    new = memory_by_hand(model, seed=1)
+    with model.disabled():
+        put(model, new)
+        assert model.served.edits == () and model.state is new
+    assert model.served is new
+    model.reset()
+    with model.serving(new):
+        assert model.served is new
+    assert model.served.edits == () and model.layer.memory is None

@@ -314,3 +314,20 @@ def test_routes_are_not_told_without_the_ids_of_the_prompts() -> None:
         with pytest.raises(ConfigError, match="needs the ids of the prompts"):
             wrapped.generate(**given, return_routes=True, **OPTIONS)
     assert isinstance(wrapped.generate(torch.tensor([[5, 6]]), **OPTIONS), Tensor)
+
+
+def test_an_answer_and_its_routes_are_of_one_memory_while_others_edit(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped, prompt = wrap_tiny("llama", "hybrid"), text(BATCH[0])
+    [before], generate = wrapped.ask(prompt), wise.model.greedy
+    calls = []
+
+    def greedy(*given: Any, **more: Any) -> list[list[int]]:
+        out = generate(*given, **more)
+        calls.append(len(calls))
+        if len(calls) == 1:  # it is deleted behind the answer and before its routes are read
+            wrapped.reset()
+        return out
+
+    monkeypatch.setattr("wise.model.greedy", greedy)
+    [after] = wrapped.ask(prompt)
+    assert before.routes.fired == ("e0",) and not after.routes.fired and after.text != before.text and len(calls) == 2
