@@ -36,7 +36,7 @@ from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Wrapper, activation_of, execution_device, first_tensor, with_first
-from wise.training.generation import UNPADDED, between_steps, left_pad
+from wise.training.generation import UNPADDED, between_steps, checked, left_pad
 from wise.training.rows import Rows, cached_columns, is_recurrent, joined, restore_states, states_of
 from wise.training.shallow_copy import copied_along, shallow_copy
 
@@ -50,8 +50,8 @@ MUCH_LONGER = 1.3
 """A row longer than another by this factor does not share its run, since padding costs as much as tokens."""
 WORTH_SHARING = 8
 """Length from which a common prefix of rows is run once for all."""
-TOLERANCE = {torch.float32: 1e-3}
-"""How far logits may be from the base's own, of the largest, by dtype: what another order of sums makes of them."""
+TOLERANCE = 1e-3
+"""How far float32 logits may be from the base's own, of the largest: what another order of sums makes of them."""
 LOW_PRECISION = 0.1
 """The same in half precision, and of a quantized base, whose rounding depends on what else is in a batch."""
 
@@ -112,7 +112,8 @@ class SplicedModel:
             blocks._modules[str(target_module.layer - 1)] = below
         self._install_head()
         self._lower = dict(self.upper.get_submodule(target_module.blocks)._modules)
-        self._choose_steps()
+        with checked(None):  # what a check raises would be taken for an error of the architecture
+            self._choose_steps()
 
     @torch.no_grad()
     def _choose_steps(self) -> None:
@@ -121,7 +122,7 @@ class SplicedModel:
         samples = [([i % size for i in prompt], [i % size for i in target]) for prompt, target in samples]
         wanted = [self._plain(prompt, target) for prompt, target in samples]
         exact = not getattr(self._model, "is_quantized", False)
-        tolerance = TOLERANCE.get(wanted[0].dtype, LOW_PRECISION) if exact else LOW_PRECISION
+        tolerance = TOLERANCE if exact and wanted[0].dtype == torch.float32 else LOW_PRECISION
         for steps in STEPS:
             self.use(steps)
             try:

@@ -161,6 +161,7 @@ def fit_batch(
                 f"the model that the workers loaded has another {' and '.join(differing)} than the one that is edited: "
                 "have `load` make the same"
             )
+        model.prepare()
         _models.clear()
         _models[key] = model
     begun = time.thread_time()

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from wise.errors import UnsupportedModelError
 from wise.memory.modules import first_tensor, with_first
 from wise.memory.state import MemoryState
+from wise.training.generation import checked
 from wise.training.rows import Rows
 from wise.training.splice import ALONE, CACHED, UPPER, WHOLE, SplicedModel
 
@@ -159,6 +160,18 @@ def test_a_state_that_is_wrong_would_be_noticed() -> None:
     spoilt = replace(rows, states=tuple(tuple(state.roll(1, dims=0) for state in layer) for layer in rows.states))
     real = rows.labels != -100
     assert (upper.logits(rows)[real] - upper.logits(spoilt)[real]).abs().max() > 0.01
+
+
+def test_a_check_that_ends_the_work_is_not_taken_for_an_error_of_the_architecture() -> None:
+    def end() -> None:
+        raise KeyError("cancelled")
+
+    model = tiny_model("llama")
+    with checked(end):
+        splice = SplicedModel(model, located(model))
+        assert splice.steps == CACHED
+        with pytest.raises(KeyError, match="cancelled"):
+            splice.cache(ROWS)
 
 
 def test_a_base_without_gradients_is_refused() -> None:

@@ -18,7 +18,7 @@ from tiny import same_state, text
 
 import wise
 from wise.memory.state import MemoryState
-from wise.training.generation import checked
+from wise.training.generation import between_steps, checked
 
 EDITS = [
     wise.Edit(id=f"e{i}", prompt=text([50 + i // 2, 60 + i, 52]), target=text([70 + i]), subject=text([50 + i // 2]))
@@ -143,6 +143,22 @@ def test_what_takes_too_long_ends_and_what_is_not_wanted_any_more_too() -> None:
         with pytest.raises(KeyboardInterrupt), model.evaluating(), checked(stop):
             model.trainer.edit(model.state, EDITS, serve=model.serving)
     assert not model.edits
+
+
+def test_measuring_the_base_takes_no_time_of_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, built, build = chat_model(), list[object](), wise.model.build_trainer
+
+    def building(*given: Any, **more: Any) -> Any:
+        between_steps()
+        built.append(build(*given, **more))
+        return built[-1]
+
+    monkeypatch.setattr("wise.model.build_trainer", building)
+    with wise.Workers(chat_model, lambda: ThreadPoolExecutor(1), cpu_seconds=0) as workers:
+        model.use_workers(workers)
+        with pytest.raises(wise.EditError, match="fitting 4 edits took more than 0 s of CPU time"):
+            model.edit(EDITS)
+    assert len(built) == 2, "here and in the worker"
 
 
 def test_workers_are_refused_where_edits_share_slots_and_where_there_are_none() -> None:
