@@ -17,7 +17,6 @@ from torch import Tensor
 
 from wise.memory.key_space import RelationSpace
 
-_LOCK = type(threading.Lock())
 REMEMBERED = 8192
 """Texts whose vectors a reader caches."""
 
@@ -60,8 +59,8 @@ class RelationReader(ABC):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        """For another process: neither locks nor the texts that were read."""
-        return {name: value for name, value in vars(self).items() if name != "_known" and not isinstance(value, _LOCK)}
+        """For another process: neither the lock nor the texts that were read."""
+        return {name: value for name, value in vars(self).items() if name not in ("_known", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

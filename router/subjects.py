@@ -214,9 +214,6 @@ class SubjectIndex(Generic[Owner]):
             if len(key) not in known:
                 self._lengths[first] = tuple(sorted((*known, len(key)), reverse=True))
 
-    def __len__(self) -> int:
-        return len(self._owners)
-
     @property
     def ends(self) -> Iterator[str]:
         """The last words of the names."""

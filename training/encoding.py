@@ -24,7 +24,7 @@ from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
 from wise.router.subjects import names_of
 from wise.router.turns import ChatTemplate, refers_back, render, user_turn
-from wise.training.cache import cache_folder, cached
+from wise.training.cache import cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -170,9 +170,9 @@ class Encoder:
         conversation that the template refuses, or whose question would be answered in any other conversation."""
         self.check(edit)
         reserve, in_chat = len(self.bos) + len(self.terminator), len(self.chat_terminator)
-        check_lengths([edit], lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
+        check_lengths(edit, lambda text: len(self.tokenizer(text)["input_ids"]), self.context, reserve)
         if self.in_chat:
-            check_lengths([edit], lambda text: len(self.turn([user_turn(text)])), self.context, in_chat)
+            check_lengths(edit, lambda text: len(self.turn([user_turn(text)])), self.context, in_chat)
             if edit.messages:
                 self._check_conversation(edit)
 
@@ -251,8 +251,6 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
-    if cache_folder() is None:
-        return _learn_delimiters(model, bare, config)
     about = {
         "weights": weights_digest(model),
         "dtype": str(model.dtype),

@@ -338,23 +338,22 @@ def check_unique(edits: Sequence[Edit]) -> None:
         first[edit.id] = position
 
 
-def check_lengths(edits: Iterable[Edit], count_tokens: Callable[[str], int], context: int, reserve: int = 0) -> None:
+def check_lengths(edit: Edit, count_tokens: Callable[[str], int], context: int, reserve: int = 0) -> None:
     """Raises EditError where a prompt or a paraphrase with the target, or a locality prompt, exceeds the context.
 
     count_tokens: of a text, special tokens counted as the model will see them. reserve: tokens kept free, for what ends
     a target or goes before a prompt.
     """
-    for edit in edits:
-        asked = {"the prompt": edit.prompt} | {f"paraphrases[{i}]": text for i, text in enumerate(edit.paraphrases)}
-        whole = {f"field 'target': with {name} it": f"{text} {edit.target}" for name, text in asked.items()}
-        whole |= {f"field 'locality[{i}]': it": text for i, text in enumerate(edit.locality)}
-        for subject, text in whole.items():
-            tokens = count_tokens(text)
-            if tokens + reserve > context:
-                raise EditError(
-                    f"{subject} takes {tokens} tokens and {reserve} are reserved, but the context holds {context}; "
-                    f"shorten it (edit {edit.id!r})"
-                )
+    asked = {"the prompt": edit.prompt} | {f"paraphrases[{i}]": text for i, text in enumerate(edit.paraphrases)}
+    whole = {f"field 'target': with {name} it": f"{text} {edit.target}" for name, text in asked.items()}
+    whole |= {f"field 'locality[{i}]': it": text for i, text in enumerate(edit.locality)}
+    for subject, text in whole.items():
+        tokens = count_tokens(text)
+        if tokens + reserve > context:
+            raise EditError(
+                f"{subject} takes {tokens} tokens and {reserve} are reserved, but the context holds {context}; "
+                f"shorten it (edit {edit.id!r})"
+            )
 
 
 def _check_apart(name: str, prompts: Sequence[str], others: Sequence[str], why: str) -> None:

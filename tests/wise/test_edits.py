@@ -402,17 +402,17 @@ def words(text: str) -> int:
 
 def test_check_lengths_counts_prompt_target_and_reserve() -> None:
     needed = words(PROMPT) + 2
-    check_lengths([edit(id="a")], words, context=needed)
-    check_lengths([edit(id="a")], words, context=needed + 3, reserve=3)
+    check_lengths(edit(id="a"), words, context=needed)
+    check_lengths(edit(id="a"), words, context=needed + 3, reserve=3)
     for context, reserve in ((needed - 1, 0), (needed, 1)):
         with pytest.raises(EditError, match=rf"^field 'target': .*takes {needed} tokens .*holds {context}; .*'a'"):
-            check_lengths([edit(target="Bo"), edit(id="a")], words, context=context, reserve=reserve)
+            check_lengths(edit(id="a"), words, context=context, reserve=reserve)
 
 
 def test_check_lengths_covers_all_that_fitting_may_use() -> None:
     long = "word " * 20
     with pytest.raises(EditError, match=r"^field 'target': with paraphrases\[0\]"):
-        check_lengths([edit(paraphrases=[long])], words, context=15)
+        check_lengths(edit(paraphrases=[long]), words, context=15)
     with pytest.raises(EditError, match=r"^field 'locality\[0\]'"):
-        check_lengths([edit(locality=[long])], words, context=15)
-    check_lengths([edit()], words, context=15)
+        check_lengths(edit(locality=[long]), words, context=15)
+    check_lengths(edit(), words, context=15)

@@ -49,12 +49,12 @@ def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, con
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
         scale=float(torch.linalg.vector_norm(output.float(), dim=-1).mean()),
-        key_space=fit_key_space(tokens.float(), KEY_SIZE),
+        key_space=fit_key_space(tokens.float()),
     )
 
 
-def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
-    """Whitening by principal components: equal spread in each of the leading `dim` directions of `[n, f]`.
+def fit_key_space(activations: Tensor) -> KeySpace:
+    """Whitening by principal components: equal spread in each of the leading `KEY_SIZE` directions of `[n, f]`.
 
     Raw activations share a few huge directions that say nothing about the fact asked for; whitening gives the
     directions that do an equal say.
@@ -62,7 +62,7 @@ def fit_key_space(activations: Tensor, dim: int) -> KeySpace:
     mean = activations.mean(0)
     _, spread, axes = torch.linalg.svd(activations - mean, full_matrices=False)
     spread = spread / len(activations) ** 0.5
-    kept = min(dim, int((spread > 1e-5 * spread[0]).sum()))
+    kept = min(KEY_SIZE, int((spread > 1e-5 * spread[0]).sum()))
     return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
 
 
