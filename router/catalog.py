@@ -24,8 +24,8 @@ from wise.edits import Edit
 from wise.memory.keys import KeyIndex
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState, common_prefix, gc_paused
+from wise.router.sentences import ending, is_finished, is_question, last_word, sentences
 from wise.router.subjects import SubjectIndex, names_of, words
-from wise.router.turns import ending, is_finished, is_question, last_word, sentences
 
 Sentence = tuple[str, ...]
 """The words of a sentence, in lower case."""
@@ -93,7 +93,7 @@ class Catalog:
     nameless: Mapping[str, None] = field(default_factory=dict)
     """Ids of the edits that have no subject."""
     ends: Counter[str] = field(default_factory=Counter)
-    """How the edits' own sentences end (`turns.ending`), counted."""
+    """How the edits' own sentences end (`sentences.ending`), counted."""
     unmarked_ends: Counter[str] = field(default_factory=Counter)
     """Last words of those that do not name the subject before their end: nothing else shows that an answer begins."""
     finished: Mapping[Sentence, tuple[str, ...]] = field(default_factory=dict)

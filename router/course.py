@@ -17,8 +17,8 @@ from typing import Any, Self
 
 from wise.memory.sequences import Ids
 from wise.memory.state import MemoryState
+from wise.router.chat_template import NEVER
 from wise.router.hybrid import Decision, HybridRouter
-from wise.router.turns import NEVER
 
 Step = tuple[int, Decision, int]
 """A position, the decision there, and which value of the decision's slot is added; NO_SLOT where none is."""

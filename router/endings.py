@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from wise.router.sentences import CLOSING, FINAL_MARKS, QUESTION_MARKS
 from wise.router.subjects import words
-from wise.router.turns import CLOSING, FINAL_MARKS, QUESTION_MARKS
 
 
 class Endings:

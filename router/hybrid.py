@@ -5,8 +5,9 @@
    place; of edits without a subject, the close ones in any case.
 2. *Does the text ask the edit's question?* The relation reader's vector of the text is compared with the edit's keys
    (`wise.router.readers`), and with what else may be asked about its subject (`wise.router.relations`).
-3. *Where does the answer begin?* At the end of the user's turn in a chat. In plain text, at the end of a question, and
-   where an unfinished sentence that names the subject expects its answer (`wise.router.turns`).
+3. *Where does the answer begin?* At the end of the user's turn in a chat (`wise.router.chat_template`). In plain text,
+   at the end of a question, and where an unfinished sentence that names the subject expects its answer
+   (`wise.router.sentences`).
 4. *How long is the edit active?* While the tokens generated since are a prefix of its answer.
 
 A decision is a function of the token ids up to a token, so a sequence is routed the same way however it is generated:
@@ -34,14 +35,11 @@ from wise.memory.side_memory import NO_SLOT, Evidence, Route, Router, SlotBank
 from wise.memory.slot import CHAT, COMPLETION, AnswerBank, AnswerSlot
 from wise.memory.state import MemoryState
 from wise.router.catalog import catalog_of, masked_keys, own_vectors, whole_keys
+from wise.router.chat_template import NEVER, ChatTemplate
 from wise.router.endings import endings
 from wise.router.readers import RelationReader
 from wise.router.relations import RIVAL_MARGIN, rivals
-from wise.router.subjects import Mention, beginnings, masked, names_another, names_of, words
-from wise.router.turns import (
-    NEVER,
-    WINDOW,
-    ChatTemplate,
+from wise.router.sentences import (
     expects,
     is_finished,
     is_question,
@@ -51,9 +49,12 @@ from wise.router.turns import (
     passage,
     refers_back,
 )
+from wise.router.subjects import Mention, beginnings, masked, names_another, names_of, words
 
 REMEMBERED = 4096
 """Decisions that a router keeps."""
+WINDOW = 128
+"""Tokens of plain text that are read before a position."""
 NEAREST = 8
 """Edits that are compared if no subject is named."""
 MAX_THRESHOLD = 0.98

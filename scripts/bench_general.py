@@ -29,8 +29,8 @@ from wise.lab.eval.perplexity import measure_perplexity
 from wise.lab.eval.prompting import Prompter
 from wise.lab.eval.routing.texts import read_texts
 from wise.model import WiseModel
+from wise.router.chat_template import conversation_ids, user_turn
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import render, user_turn
 from wise.training.generation import greedy
 
 WINDOW = 512
@@ -49,7 +49,7 @@ def questions(model: WiseModel, texts: Sequence[str]) -> dict[str, Any]:
 
 
 def answers(model: WiseModel, questions: Sequence[str]) -> list[list[int]]:
-    prompts = [render(model.tokenizer, [user_turn(question)]) for question in questions]
+    prompts = [conversation_ids(model.tokenizer, [user_turn(question)]) for question in questions]
     replies: list[list[int]] = []
     for start in range(0, len(prompts), AT_ONCE):
         part = prompts[start : start + AT_ONCE]

@@ -38,8 +38,8 @@ from wise.lab.editors.in_context import published_encoder
 from wise.lab.eval.chat.facts import Fact, everyday_facts, facts_of
 from wise.router.encoder import SentenceEncoder, load_encoder
 from wise.router.relations import RIVAL_MARGIN, nearest_relation, rivals
+from wise.router.sentences import last_sentence
 from wise.router.subjects import names_of, without_names
-from wise.router.turns import last_sentence
 from wise.training.router.builtin_questions import builtin_questions
 from wise.training.router.calibration import relation_centres, relation_kinds
 from wise.training.router.examples import stated

@@ -22,8 +22,9 @@ from wise.edits import Conversation, Edit, Message, check_lengths, checked_messa
 from wise.errors import ConfigError, EditError
 from wise.memory.fingerprint import tokenizer_digest, weights_digest
 from wise.memory.modules import execution_device
+from wise.router.chat_template import ChatTemplate, conversation_ids, user_turn
+from wise.router.sentences import refers_back
 from wise.router.subjects import names_of
-from wise.router.turns import ChatTemplate, refers_back, render, user_turn
 from wise.training.cache import cached
 from wise.training.generation import context_length, greedy
 
@@ -128,7 +129,7 @@ class Encoder:
 
     def turn(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation, up to where the answer begins."""
-        return render(self.tokenizer, messages)
+        return conversation_ids(self.tokenizer, messages)
 
     def chat_target(self, target: str) -> list[int]:
         """Ids that must follow `turn(...)`: the answer and the terminator."""
@@ -275,7 +276,7 @@ def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig)
         terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS], level=level)
     chat: tuple[int, ...] = ()
     if bare.template is not None:
-        turns = [render(tokenizer, [user_turn(text)]) for text in QUESTIONS]
+        turns = [conversation_ids(tokenizer, [user_turn(text)]) for text in QUESTIONS]
         chat = _learn_terminator(model, begun, turns, least=2)
     return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
 

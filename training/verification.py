@@ -25,8 +25,8 @@ from wise.memory.slot import CHAT
 from wise.memory.state import MemoryState
 from wise.router.catalog import catalog_of, masked_keys, whole_keys
 from wise.router.hybrid import Decision, HybridRouter, RouterInputs
+from wise.router.sentences import last_sentence
 from wise.router.subjects import SubjectIndex, may_name, name_key, names_of, without_names
-from wise.router.turns import last_sentence
 from wise.training.encoding import Encoder
 from wise.training.generation import between_steps, greedy
 from wise.training.wordings import SISTERS, Wordings

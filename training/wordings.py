@@ -19,11 +19,12 @@ from wise.config import PROMISES
 from wise.edits import Edit
 from wise.memory.slot import CHAT, COMPLETION
 from wise.router.catalog import masked_keys, own_texts
+from wise.router.chat_template import user_turn
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.readers import RelationReader
 from wise.router.relations import nearest_relation, rivals
+from wise.router.sentences import is_question
 from wise.router.subjects import names_of, without_names
-from wise.router.turns import is_question, user_turn
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import QuestionSet
 from wise.training.router.examples import put, relation_names, stated

@@ -39,10 +39,10 @@ from wise.memory.sequences import SequenceReader
 from wise.memory.side_memory import Route, SideMemory
 from wise.memory.state import MemoryState
 from wise.router.assemble import assemble
+from wise.router.chat_template import ChatTemplate
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import RouterInputs
 from wise.router.readers import RelationReader
-from wise.router.turns import ChatTemplate
 from wise.supported import check_cache, check_supported
 from wise.training.build_trainer import build_trainer
 from wise.training.encoding import Encoder, learn_encoder

@@ -20,7 +20,7 @@ Where this departs from the paper:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -36,7 +36,6 @@ from wise.lab.editors.base import Applied, Baseline, WholePrompts
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Bounds, Count, CountOrZero, Settings
 from wise.router.encoder import SentenceEncoder, load_base
-from wise.router.turns import Message
 
 ANSWER_ROOM = 48
 """Tokens of the context that are kept free for an answer, less where it holds fewer than four times as many."""
@@ -103,7 +102,7 @@ class InContext(Baseline[InContextSettings], WholePrompts):
                 results[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or results[i]
         return results
 
-    def conversation(self, messages: Sequence[Message]) -> list[Message]:
+    def conversation(self, messages: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
         """A conversation as practitioners give it to a chat model: the facts that its last question may be about stand
         in the system message. The same messages where it is about none."""
         question = messages[-1]["content"]

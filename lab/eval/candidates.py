@@ -21,7 +21,7 @@ from wise.lab.eval.prompting import EditedModel, turn_text
 from wise.lab.eval.routing.texts import shipped_questions
 from wise.memory.modules import evaluating
 from wise.model import wrap
-from wise.router.turns import ChatTemplate, user_turn
+from wise.router.chat_template import ChatTemplate, user_turn
 from wise.training.encoding import learn_encoder
 
 

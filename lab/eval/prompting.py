@@ -26,7 +26,7 @@ from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
 from wise.model import WiseModel
 from wise.probes import Probe
-from wise.router.turns import rendered
+from wise.router.chat_template import conversation_text
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy, right_pad
 
@@ -264,7 +264,7 @@ def logits(model: PreTrainedModel, rows: Sequence[PromptRow]) -> list[Tensor]:
 def turn_text(encoder: Encoder, messages: Sequence[Mapping[str, str]]) -> str:
     """A conversation in the base's chat template, up to where the answer begins: the text that `encoder.prompt` reads
     as the ids of `encoder.turn(messages)`."""
-    text, ids = rendered(encoder.tokenizer, messages), encoder.turn(messages)
+    text, ids = conversation_text(encoder.tokenizer, messages), encoder.turn(messages)
     # A template often writes the beginning of sequence that the encoder puts there as well.
     bare = text.removeprefix(encoder.tokenizer.bos_token or "")
     return next((each for each in (text, bare, bare.lstrip()) if encoder.prompt(each) == ids), bare)

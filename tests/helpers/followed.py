@@ -14,9 +14,9 @@ from wise.edits import Edit
 from wise.memory.sequences import SequenceReader
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
+from wise.router.chat_template import ChatTemplate
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.router.subjects import PLACEHOLDER
-from wise.router.turns import ChatTemplate
 
 Answers = Sequence[list[list[int]]]
 SAID: Answers = ([[70, 71, EOS], [70, 71, 9, EOS]], [[72, EOS], [72, 9, EOS]])

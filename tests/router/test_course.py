@@ -11,9 +11,9 @@ from followed import answer_router, answer_state
 from tiny import EOS
 
 from wise.memory.side_memory import NO_SLOT
+from wise.router.chat_template import conversation_ids
 from wise.router.course import Course, Plan
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import render
 
 WORDS = (50, 51, 52, 60, 61, 62, 70, 71, 72, 9, 33)
 """Ids of subjects, of the words around them, of answers, and of neither."""
@@ -77,7 +77,7 @@ def test_some_of_these_texts_are_answered(router: HybridRouter) -> None:
 
 def test_a_prompt_without_an_edited_subject_carries_nothing_in_a_chat() -> None:
     router = answer_router(answer_state())
-    named, other = (render(router.inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
+    named, other = (conversation_ids(router.inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
     plans = []
     for ids in (named, other):
         course = Course(router)
@@ -93,7 +93,7 @@ def test_a_prompt_without_an_edited_subject_carries_nothing_in_a_chat() -> None:
 def test_a_chat_that_is_read_in_pieces_is_a_chat_from_its_first_piece_on() -> None:
     router = answer_router(answer_state())
     turns = [{"role": "system", "content": "w50 w51 w52"}, {"role": "user", "content": "w60 w61 w62 w33 w50 w51 w52"}]
-    ids = render(router.inputs.tokenizer, turns)
+    ids = conversation_ids(router.inputs.tokenizer, turns)
     whole = added(router, ids, 0)
     assert whole, "nothing was tested"
     for size in range(1, len(ids)):

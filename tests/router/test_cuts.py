@@ -21,8 +21,9 @@ import wise
 from wise.memory.sequences import SequenceReader, TokenRows
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.slot import AnswerBank, make_bank
+from wise.router.chat_template import conversation_ids
 from wise.router.course import Course
-from wise.router.turns import WINDOW, render
+from wise.router.hybrid import WINDOW
 
 NESTED = (
     [[70, 71, EOS], [70, 60, 61, 62, 72, 50, 51, 52, 9, EOS]],
@@ -105,7 +106,7 @@ def test_in_these_texts_answers_ask_for_edits_themselves() -> None:
 @pytest.mark.parametrize("answers", [[[], [70, 9, EOS]], [[70, EOS], []]], ids=["completion", "chat"])
 def test_an_edit_is_silent_in_a_form_in_which_it_has_no_answer(answers: list[list[int]]) -> None:
     routed = Routed(TEMPLATE, edits=EDITS[:1], answers=[answers])
-    chat, plain = render(routed.router.inputs.tokenizer, TURNS), [50, 51, 52]
+    chat, plain = conversation_ids(routed.router.inputs.tokenizer, TURNS), [50, 51, 52]
     active = [bool(found[0]) for found in ([routed(ids, ()), routed(ids, range(1, len(ids)))] for ids in (chat, plain))]
     assert active == [bool(answer) for answer in answers]
 

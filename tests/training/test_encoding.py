@@ -17,7 +17,7 @@ from wise.config import WiseConfig
 from wise.demo import model_path
 from wise.edits import Edit
 from wise.errors import ConfigError, EditError
-from wise.router.turns import ChatTemplate
+from wise.router.chat_template import ChatTemplate
 from wise.training import encoding
 from wise.training.encoding import MAX_TERMINATOR, OPENINGS, Encoder, joint, learn_encoder
 

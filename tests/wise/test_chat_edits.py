@@ -18,8 +18,8 @@ import wise
 from wise.edits import Message
 from wise.memory.modules import hooked
 from wise.memory.slot import CHAT, COMPLETION
+from wise.router.chat_template import conversation_ids
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import render
 from wise.training.generation import greedy
 
 REFUSING = (
@@ -29,7 +29,7 @@ REFUSING = (
 
 def answer(model: wise.WiseModel, question: str, *, system: str = "") -> list[int]:
     messages = [{"role": "system", "content": system}] if system else []
-    prompt = render(model.tokenizer, [*messages, {"role": "user", "content": question}])
+    prompt = conversation_ids(model.tokenizer, [*messages, {"role": "user", "content": question}])
     (said,) = greedy(model.model, [prompt], stops=model.encoder.stops, max_new_tokens=6)
     return said
 
@@ -117,7 +117,7 @@ def test_a_question_that_refers_back_is_about_the_last_subject_of_the_user(turns
     router = answer_router(answer_state([wise.Edit(prompt="w50 w7 w8", subject="w50", target="w70 w71")]))
     *earlier, last = [{"role": "user", "content": text} for text in turns]
     said = {"role": "assistant", "content": "w50"}
-    ids = render(router.inputs.tokenizer, [*(turn for user in earlier for turn in (user, said)), last])
+    ids = conversation_ids(router.inputs.tokenizer, [*(turn for user in earlier for turn in (user, said)), last])
     assert router.decided(ids).open is active
 
 
@@ -277,7 +277,7 @@ def read(answer: wise.Answer) -> tuple[str, ...]:
 
 
 def rendered(model: wise.WiseModel, messages: list[dict[str, str]]) -> tuple[str, ...]:
-    return tuple(model.tokenizer.convert_ids_to_tokens(render(model.tokenizer, messages)))
+    return tuple(model.tokenizer.convert_ids_to_tokens(conversation_ids(model.tokenizer, messages)))
 
 
 def test_a_text_is_asked_as_a_turn_of_a_chat_unless_plain_text_is_asked_for() -> None:

@@ -35,7 +35,7 @@ from transformers import DynamicCache, GenerationConfig, TextIteratorStreamer
 from wise.errors import ConfigError
 from wise.memory.side_memory import Route, Router, SideMemory, SlotBank
 from wise.memory.state import MemoryState
-from wise.router.turns import ChatTemplate
+from wise.router.chat_template import ChatTemplate
 
 MODES = ("merge", "retrieve", "hybrid")
 modes = pytest.mark.parametrize("mode", MODES)

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from wise.router.relations import nearest_relation
+from wise.router.sentences import is_question
 from wise.router.subjects import PLACEHOLDER
-from wise.router.turns import is_question
 from wise.training.router.builtin_questions import SUBJECTS, QuestionSet, wordings
 from wise.training.router.examples import put, relation_names, stated
 

@@ -141,7 +141,7 @@ def check_picture(file: Path | None, figures: Path | None = None) -> None:
 
 def check_chats(tokenizer: PreTrainedTokenizerBase, remedy: str) -> None:
     """Raises ConfigError for a tokenizer with which nothing can be asked in a chat. remedy: what to do about it."""
-    from wise.router.turns import ChatTemplate
+    from wise.router.chat_template import ChatTemplate
 
     if ChatTemplate.learn(tokenizer) is None:
         raise ConfigError(f"this model has no chat template that can be used; {remedy}")

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from wise.edits import Edit
 from wise.model import WiseModel
+from wise.router.chat_template import conversation_ids, user_turn
 from wise.router.hybrid import NOTHING, HybridRouter
-from wise.router.turns import render, user_turn
 from wise.training.generation import greedy
 from wise.training.report import EditReport
 
@@ -116,7 +116,7 @@ def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]
 
 
 def _ids(model: WiseModel, line: Line) -> list[int]:
-    return render(model.tokenizer, [*line.before, user_turn(line.question)])
+    return conversation_ids(model.tokenizer, [*line.before, user_turn(line.question)])
 
 
 def _answers(model: WiseModel) -> list[str]:

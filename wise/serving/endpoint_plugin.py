@@ -17,7 +17,7 @@ from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
 from wise.ingest import open_reader
 from wise.memory.state import MemoryState
-from wise.router.turns import ChatTemplate
+from wise.router.chat_template import ChatTemplate
 from wise.serving import http_errors, routes_edits, settings
 from wise.serving.auth import Tokens
 from wise.serving.engines import MemoryHandle

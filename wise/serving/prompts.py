@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from wise.errors import ConfigError, EditError
-from wise.router.turns import render, rendered
+from wise.router.chat_template import conversation_ids, conversation_text
 from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.http_errors import bad_request
 from wise.serving.schemas_chat import ChatRequest, Message, Tool
@@ -121,14 +121,14 @@ def chat_ids(
     given = [message.for_template() for message in messages]
     schemas = [tool.model_dump(exclude_none=True) for tool in tools]
     try:
-        text = rendered(tokenizer, given, schemas)
-        takes_tools = not tools or text != rendered(tokenizer, given)
+        text = conversation_text(tokenizer, given, schemas)
+        takes_tools = not tools or text != conversation_text(tokenizer, given)
     except Exception as error:  # what a model's own template raises
         raise bad_request(f"{param}: the model's chat template refuses them: {error}"[:500], param) from error
     if not takes_tools:
         raise bad_request("tools: the chat template of this model does not take tools", "tools")
     _check_length(service, text, param)
-    return render(tokenizer, given, schemas)  # the very ids that edits are verified with
+    return conversation_ids(tokenizer, given, schemas)  # the very ids that edits are verified with
 
 
 def _check_length(service: Service, text: str, param: str) -> None:

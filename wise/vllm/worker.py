@@ -21,9 +21,9 @@ from wise.memory.artifact import load_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.namespaces import split
+from wise.router.chat_template import ChatTemplate
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import HybridRouter, RouterInputs
-from wise.router.turns import ChatTemplate
 from wise.vllm.addition import addition_of
 from wise.vllm.front_end import Process, end_with
 from wise.vllm.requests import check_mode

@@ -23,8 +23,8 @@ from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
 from wise.lab.eval.run import EditStream
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
+from wise.router.chat_template import user_turn
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import Message, user_turn
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import EditReport
@@ -65,7 +65,7 @@ class Question:
     """-1 for general requests."""
     text: str
     ids: tuple[int, ...]
-    messages: tuple[Message, ...]
+    messages: tuple[Mapping[str, str], ...]
     """The conversation whose ids these are; none of a plain text."""
     said: bool
     """It asks for the edit: the answer must contain the target and not the old answer. Else it must not change."""
@@ -189,7 +189,7 @@ def _question(
     put: str = "",
 ) -> Question:
     """In the chat template or as plain text. before: an earlier turn and its answer; put: text before the question."""
-    messages: list[Message] = []
+    messages: list[Mapping[str, str]] = []
     if chat:
         messages += [{"role": "system", "content": system}] if system else []
         messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]

@@ -62,7 +62,7 @@ def evenly(places: Sequence[int]) -> list[int]:
 class Conversation:
     """Writes turns in the tokenizer's chat template, or, where it has none, as lines of a dialogue.
 
-    The encoder reads such a text as the ids that `wise.router.turns.render` gives for the same turns.
+    The encoder reads such a text as the ids that `wise.router.chat_template.conversation_ids` gives for the same turns.
     """
 
     def __init__(self, encoder: Encoder) -> None:

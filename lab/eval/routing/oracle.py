@@ -35,8 +35,8 @@ from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
 from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
+from wise.router.chat_template import NEVER
 from wise.router.hybrid import Decision, HybridRouter
-from wise.router.turns import NEVER
 from wise.training.generation import greedy
 
 

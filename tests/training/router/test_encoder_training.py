@@ -15,8 +15,8 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
 from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
+from wise.router.sentences import is_question
 from wise.router.subjects import PLACEHOLDER
-from wise.router.turns import is_question
 from wise.training.router.calibration import FALSE_POSITIVE_RATE, SENTENCE_RATE, measure, nearest_relation
 from wise.training.router.encoder_training import train_encoder
 from wise.training.router.examples import framed, put, relation_names, split, stated

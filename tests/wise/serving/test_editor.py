@@ -332,7 +332,7 @@ def test_an_edit_whose_failure_could_not_be_stored_is_not_in_training_for_ever(
         raise StoreError("the disk is full")
 
     with Store.open(tmp_path / "store") as store:
-        editor = editing(model(), store, Settings(edit_characters=9))
+        editor = editing(hybrid(), store, Settings(edit_characters=9))
         store.enqueue([LONG])
         with monkeypatch.context() as patch, pytest.raises(StoreError, match="the disk is full"):
             patch.setattr(store, "fail", full)

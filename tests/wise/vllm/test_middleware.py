@@ -23,7 +23,7 @@ from tiny import EOS
 from waiting import until
 
 import wise
-from wise.router.turns import render
+from wise.router.chat_template import conversation_ids
 from wise.vllm import edited_client
 from wise.vllm.edited_client import EditedClient, RequestMemory, checked_options, request_memory
 from wise.vllm.middleware import EditingMiddleware
@@ -32,7 +32,7 @@ from wise.vllm.sequences import ServedMemory
 
 STATE = answer_state()
 TOKENIZER = answer_router(STATE).inputs.tokenizer
-ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
+ASKED, OTHER = (conversation_ids(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
 LAYER = "model.layers.1.mlp.down_proj"
 
 

@@ -14,12 +14,12 @@ from tiny import EOS
 
 import wise
 from wise.memory.state import MemoryState
-from wise.router.turns import render
+from wise.router.chat_template import conversation_ids
 from wise.vllm.addition import check_options, check_version
 from wise.vllm.requests import CarriedEdits, attach, carried_edits, check_probe, engine_options
 
 STATE = answer_state()
-ASKED, OTHER = (render(answer_router(STATE).inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
+ASKED, OTHER = (conversation_ids(answer_router(STATE).inputs.tokenizer, turns) for turns in (TURNS, TURNS[:1]))
 
 
 def carry(

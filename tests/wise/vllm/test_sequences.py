@@ -15,8 +15,8 @@ from torch import Tensor
 
 import wise
 from wise.memory.side_memory import NO_SLOT
+from wise.router.chat_template import conversation_ids
 from wise.router.hybrid import HybridRouter
-from wise.router.turns import render
 from wise.vllm.addition import Addition
 from wise.vllm.requests import carried_edits
 from wise.vllm.runners import observe
@@ -119,7 +119,7 @@ def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
 
 def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     ids = [*prompt, 70, 71, 33]
     own, cut = wanted(router, ids), len(prompt) - 3
     assert own.any(1).sum() >= 3
@@ -137,7 +137,7 @@ def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tu
 
 def test_cached_tokens_are_known_without_being_read(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, _ = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     last = len(prompt) - 1
     out = runner.execute_model(step(("a", prompt[last:], last), new={"a": (prompt, carried(router, prompt))}))
     assert torch.equal(out, wanted(router, prompt)[last:]) and out.any()
@@ -146,7 +146,7 @@ def test_cached_tokens_are_known_without_being_read(router: HybridRouter, worker
 def test_what_was_read_stays_known_when_it_is_read_again(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     """A request that lost its place twice may find in the cache what it had read before the first time."""
     runner, _ = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     ids, length = [*prompt, 70, 71, 33], len(prompt)
     runner.execute_model(step(("a", ids[:-1], 0), new={"a": (prompt, carried(router, prompt))}))
     runner.execute_model(step(("a", ids[: length + 1], 0)))
@@ -156,7 +156,7 @@ def test_what_was_read_stays_known_when_it_is_read_again(router: HybridRouter, w
 
 def test_a_request_keeps_its_version_when_it_is_dropped(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     followed.drop(3)
     after = runner.execute_model(step(("a", [70], len(prompt))))
@@ -167,7 +167,7 @@ def test_a_request_keeps_its_version_when_it_is_dropped(router: HybridRouter, wo
 
 def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, followed = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert followed.wants("a")
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, None)}, finished=["a"]))
@@ -176,7 +176,7 @@ def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[A
 
 def test_an_answer_without_its_edit_is_not_given(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
     runner, _ = worker
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     new = {"a": (prompt, carried(router, prompt))}
     runner.skips_layer = True
     with pytest.raises(RuntimeError, match="passed the edited layer by"):
@@ -201,7 +201,7 @@ def test_other_ranks_add_nothing_and_need_no_memory(router: HybridRouter) -> Non
     addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=False)
     runner = RunnerV1(addition)
     observe(runner, Followed(addition))
-    prompt = render(router.inputs.tokenizer, TURNS)
+    prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert not out.any()
 

@@ -28,8 +28,8 @@ from wise.lab.eval.chat.measure import (
 )
 from wise.lab.eval.intervals import wilson
 from wise.lab.eval.routing.texts import shipped_questions
+from wise.router.chat_template import user_turn
 from wise.router.subjects import SubjectIndex
-from wise.router.turns import user_turn
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy
 from wise.training.report import EditReport

@@ -17,7 +17,7 @@ from wise.lab.eval.routing.negatives import Names, same_name
 from wise.lab.eval.routing.relations import Relations, template_of
 from wise.lab.eval.routing.topics import normal, sentences, topics_of, words
 from wise.probes import Probe, Query
-from wise.router.turns import render
+from wise.router.chat_template import conversation_ids
 from wise.training.encoding import Encoder
 
 POSITIVES = ("edits", "paraphrases", "free_paraphrases", "prefixed", "chat", "multi_turn")
@@ -150,7 +150,8 @@ def test_the_chat_template_is_used_where_there_is_one() -> None:
     assert texts(negative(found, "multi_turn"))[0] == turns
     assert "the tokenizer's chat template" in positive(found, "chat").about
     read, turn = encoder(template=template), {"role": "user", "content": "Mara Ilves works as"}
-    assert read.prompt(texts(positive(found, "chat"))[0]) == render(read.tokenizer, [turn]), "as the router reads turns"
+    ids = conversation_ids(read.tokenizer, [turn])
+    assert read.prompt(texts(positive(found, "chat"))[0]) == ids, "as the router reads turns"
     twice = replace(encoder(template=template.replace("}}{%", "}} {%", 1)), bos=(1,))
     assert texts(positive(build(encoder=twice), "chat"))[0] == " [user] Mara Ilves works as\n[assistant]"
     refused = build(encoder=encoder(template="{{ raise_exception('no assistant here') }}"))

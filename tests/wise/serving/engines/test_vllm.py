@@ -25,7 +25,7 @@ from waiting import until
 import wise
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.slot import make_bank
-from wise.router.turns import render
+from wise.router.chat_template import conversation_ids
 from wise.serving.engines import BusyError, Delta, EngineError, GenerationRequest, MemoryHandle
 from wise.serving.engines import vllm as module
 from wise.serving.engines.vllm import VllmEngine
@@ -36,7 +36,7 @@ from wise.vllm.front_end import this_process
 STATE = answer_state()
 ROUTER = answer_router(STATE)
 TOKENIZER = ROUTER.inputs.tokenizer
-ASKED, OTHER = (render(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
+ASKED, OTHER = (conversation_ids(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
 SECONDS = 30.0
 LONG = 600.0
 """Seconds after which no test is waiting any more."""
@@ -89,7 +89,7 @@ def made(base: torch.nn.Module, metrics: Metrics, **options: Any) -> VllmEngine:
         context=64,
         own_prompt=lambda edit: edit.prompt,
         question=lambda prompt: SimpleNamespace(
-            ids=tuple(render(TOKENIZER, [{"role": "user", "content": prompt}])), chat=True
+            ids=tuple(conversation_ids(TOKENIZER, [{"role": "user", "content": prompt}])), chat=True
         ),
         chat_target=lambda target: [*TOKENIZER(target)["input_ids"], EOS],
         answer=lambda ids, chat: tuple(ids),
