@@ -1,1 +1,4 @@
-"""Measures edits: `quality` asks an edited model, `candidates` lists the editors that can be compared."""
+"""Measures edits: `run` edits a model and measures it, `quality` asks it, `routing` measures its router.
+
+To add a measure, give it a file here and its figures a field of `quality.Quality`, or of `run.Evaluation`.
+"""

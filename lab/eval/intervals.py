@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from wise.lab.eval.metrics import WEIGHTED, Sides
+from wise.lab.eval.roc import WEIGHTED, Sides
 
 Interval = tuple[float, float]
 RESAMPLES = 1000
@@ -74,7 +74,7 @@ def bootstrap(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """The interval of each of `wise.lab.eval.metrics.FIGURES`: percentiles over resamples (Efron 1979).
+    """The interval of each of `wise.lab.eval.roc.FIGURES`: percentiles over resamples (Efron 1979).
 
     Positives and negatives are resampled apart, each as many clusters as it has, with replacement (Field & Welsh
     2007); left out, every score is a cluster of its own. Scores are sorted once: a resample is a weight for each.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from wise.lab.eval.intervals import bootstrap, share_interval
-from wise.lab.eval.metrics import FIGURES, roc_curve
+from wise.lab.eval.roc import FIGURES, roc_curve
 from wise.lab.eval.routing.classes import RoutingClass, RoutingPrompt
 from wise.lab.eval.routing.scores import Scored
 

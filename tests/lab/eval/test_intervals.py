@@ -19,7 +19,7 @@ from wise.lab.eval.intervals import (
     share_interval,
     wilson,
 )
-from wise.lab.eval.metrics import FIGURES, WEIGHTED, Sides
+from wise.lab.eval.roc import FIGURES, WEIGHTED, Sides
 
 
 def normal(count: int, seed: int, shift: float = 0.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""How well a score tells edited tokens (positive) from unrelated ones (negative).
+"""ROC figures: how well a score tells edited tokens (positive) from unrelated ones (negative).
 
 A token is routed to the side memory when its score is at least the threshold. Scores may be of any shape and are read
 flat; they may be infinite (no key: -inf) but not NaN. Every figure is defined once, over weighted scores: a bootstrap

@@ -13,7 +13,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics import roc_curve as sklearn_curve
 from torch import Tensor
 
-from wise.lab.eval.metrics import (
+from wise.lab.eval.roc import (
     FIGURES,
     auroc,
     plain,
