@@ -14,8 +14,8 @@ from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
 from wise.lab.editors.context import Progress
-from wise.lab.eval.metrics import auroc
 from wise.lab.eval.quality import measure_quality
+from wise.lab.eval.roc import auroc
 from wise.lab.eval.routing.scores import gate_ratios
 from wise.lab.eval.run import Evaluation
 from wise.loading import Placement, load_model
@@ -27,7 +27,9 @@ RECALL_FACTS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
+class ShownPrompt:
+    """A prompt and its answers before and after the edits."""
+
     kind: str
     prompt: str
     before: str
@@ -42,7 +44,7 @@ class DemoResult:
     """Share of the facts that the unedited model answers, by itself and to its own stop."""
     ratios: dict[str, Tensor]
     """Score over threshold at the last token of the edits' prompts, of their paraphrases, and of neighbours."""
-    shown: tuple[Shown, ...]
+    shown: tuple[ShownPrompt, ...]
     seconds: float
 
     @property
@@ -72,8 +74,8 @@ def run_demo(
     records = demo_records(edits, seed=seed)
     model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))
     facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
-    told = model.ask([train_prompts(fact)[0] for fact in facts])
-    recall = sum(answer.text == fact.object for answer, fact in zip(told, facts, strict=True)) / len(facts)
+    recalled = model.ask([train_prompts(fact)[0] for fact in facts])
+    recall = sum(answer.text == fact.object for answer, fact in zip(recalled, facts, strict=True)) / len(facts)
     asked = _shown_prompts(records)
     before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
     report = model.edit(
@@ -99,7 +101,7 @@ def run_demo(
         base_recall=recall,
         ratios={kind: gate_ratios(model, texts) for kind, texts in prompts.items()},
         shown=tuple(
-            Shown(kind=kind, prompt=prompt, before=b, after=a, wanted=wanted or b)
+            ShownPrompt(kind=kind, prompt=prompt, before=b, after=a, wanted=wanted or b)
             for (kind, prompt, wanted), b, a in zip(asked, before, after, strict=True)
         ),
         seconds=time.perf_counter() - begun,

@@ -226,7 +226,7 @@ def _check_same(file: Path, basis: Mapping[str, Any], records: Sequence[Record])
         raise ConfigError(f"{file}: a run of other records; delete it, or give another folder")
 
 
-def finished(folder: Path) -> list[list[Mapping[str, Any]]]:
+def finished_runs(folder: Path) -> list[list[Mapping[str, Any]]]:
     """The runs in a folder: for each editor, in the order of `EDITORS`, and each size, those of its streams."""
     results: dict[tuple[int, int], list[Mapping[str, Any]]] = defaultdict(list)
     for place, editor in enumerate(EDITORS):

@@ -165,15 +165,15 @@ def cut(encoder: Encoder, text: str, length: int) -> Iterator[list[int]]:
 def mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean negative log-likelihood, in nats, per row: `[batch, places, vocabulary]` and `[batch, places]`, -100 where
     nothing is predicted, -> `[batch]`."""
-    spoken = labels != -100  # on a large vocabulary the other places take long
-    losses = torch.nn.functional.cross_entropy(logits[spoken].float(), labels[spoken], reduction="none")
-    return row_means(losses, spoken)
+    labelled = labels != -100  # on a large vocabulary the other places take long
+    losses = torch.nn.functional.cross_entropy(logits[labelled].float(), labels[labelled], reduction="none")
+    return row_means(losses, labelled)
 
 
-def row_means(each: Tensor, spoken: Tensor) -> Tensor:
+def row_means(each: Tensor, labelled: Tensor) -> Tensor:
     """`[n]` values at the True places of `[rows, places]` -> `[rows]`."""
-    sums: Tensor = torch.zeros(spoken.shape, device=each.device).masked_scatter(spoken, each).sum(-1)
-    return sums / spoken.sum(-1).clamp(min=1)
+    sums: Tensor = torch.zeros(labelled.shape, device=each.device).masked_scatter(labelled, each).sum(-1)
+    return sums / labelled.sum(-1).clamp(min=1)
 
 
 def padded_rows(

@@ -53,12 +53,12 @@ def sizes(module: nn.Module) -> tuple[int, int]:
     return (first, second) if isinstance(module, Conv1D) else (second, first)
 
 
-def dense(u: Tensor, delta: Tensor) -> Tensor:
+def dense_matrix(u: Tensor, delta: Tensor) -> Tensor:
     """`[edits, n, f]` and `[edits, n, d]` -> `[d, f]`, summed over the edits."""
     return delta.flatten(0, 1).mT @ u.flatten(0, 1)
 
 
-def taken(
+def weight_gradients(
     model: PreTrainedModel, linears: Mapping[str, nn.Module], rows: Sequence[TokenRow], device: torch.device
 ) -> tuple[Factors, Tensor]:
     """The gradients of each row's mean loss with respect to the layers' weights, float32, and `[rows, n]` 1 at tokens
@@ -84,7 +84,7 @@ def taken(
 
 
 @contextmanager
-def added(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
+def with_update(linears: Mapping[str, nn.Module], update: Factors) -> Iterator[None]:
     """For the length of a `with` block, row i of a forward goes through the weights plus matrix i of `update`."""
 
     def changed(path: str, module: nn.Module, args: Any, out: Tensor) -> Tensor:
@@ -105,6 +105,6 @@ def logits(model: PreTrainedModel, ids: Tensor, mask: Tensor) -> Tensor:
 def divergence(base: Tensor, edited: Tensor, labels: Tensor) -> Tensor:
     """Mean KL, in nats, of the edited model from the base per row, over the places that predict: logits
     `[rows, places, vocabulary]` and labels `[rows, places]`, -100 where nothing is predicted, -> `[rows]`."""
-    spoken = labels != -100
-    right, result = base[spoken].float().log_softmax(-1), edited[spoken].float().log_softmax(-1)
-    return row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), spoken)
+    labelled = labels != -100
+    right, result = base[labelled].float().log_softmax(-1), edited[labelled].float().log_softmax(-1)
+    return row_means(kl_div(result, right, reduction="none", log_target=True).sum(-1), labelled)

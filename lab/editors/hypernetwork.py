@@ -20,7 +20,15 @@ from wise.edits import Edit, Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import WeightEditor
 from wise.lab.editors.context import EditingContext, TokenRow, as_weight, mean_loss, padded_rows
-from wise.lab.editors.factors import Factors, added, dense, divergence, edited_linears, logits, taken
+from wise.lab.editors.factors import (
+    Factors,
+    dense_matrix,
+    divergence,
+    edited_linears,
+    logits,
+    weight_gradients,
+    with_update,
+)
 from wise.lab.editors.settings import Bounds, Count, Positive, Settings
 from wise.memory.artifact import digest_of_json
 from wise.training.generation import greedy
@@ -197,12 +205,12 @@ class HyperEditor(WeightEditor[H]):
         queries, wordings, unrelated = zip(*samples, strict=True)
         update = self.update(queries)
         ids, mask, labels = padded_rows(wordings, self.context.device)
-        with added(self.linears, update):
+        with with_update(self.linears, update):
             edit = mean_loss(logits(self.model, ids, mask), labels)
         ids, mask, labels = padded_rows(unrelated, self.context.device)
         with torch.no_grad():
             base = logits(self.model, ids, mask)
-        with added(self.linears, update):
+        with with_update(self.linears, update):
             edited = logits(self.model, ids, mask)
         return edit, divergence(base, edited, labels)
 
@@ -212,7 +220,7 @@ class HyperEditor(WeightEditor[H]):
 
     def gradients(self, queries: Sequence[EditQuery]) -> tuple[Factors, Tensor]:
         """Of each edit's loss at the weights as they now are, and `[edits, n]` 0 at pads."""
-        return taken(self.model, self.linears, [edit.row for edit in queries], self.context.device)
+        return weight_gradients(self.model, self.linears, [edit.row for edit in queries], self.context.device)
 
     def _sample(self, others: Sequence[Example], among: Sequence[Example], order: random.Random) -> Sample:
         """The edit's own wording counts as much as all its paraphrases together."""
@@ -276,7 +284,7 @@ class HyperEditor(WeightEditor[H]):
         for start in range(0, len(edits), CHUNK):
             part = edits[start : start + CHUNK]
             for path, factors in self.update(self.queries(part)).items():
-                total[path] = total[path] + dense(*factors)
+                total[path] = total[path] + dense_matrix(*factors)
             progress(start + len(part))
         changed = {}
         for path, module in self.linears.items():

@@ -30,7 +30,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
-def described(base: Fingerprint) -> dict[str, Any]:
+def base_description(base: Fingerprint) -> dict[str, Any]:
+    """Which base was measured, ready for JSON."""
     return {
         "type": base.model_type,
         "parameters": base.parameters,

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
 
-from wise.lab.eval.prompting import Prompter, Tested, check_logits, mean_over_records
+from wise.lab.eval.prompting import Prompter, TestedRecord, check_logits, mean_over_records
 from wise.memory.modules import execution_device
 from wise.training.generation import without_settings
 
@@ -46,7 +46,7 @@ class Opening:
     ids: list[int]
 
 
-def openings(prompter: Prompter, tested: Sequence[Tested]) -> list[Opening]:
+def openings(prompter: Prompter, tested: Sequence[TestedRecord]) -> list[Opening]:
     """The first generation prompts of the first records; one that leaves no room for a text is left out."""
     end = min(TOKENS, prompter.encoder.context)
     results = []

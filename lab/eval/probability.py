@@ -17,7 +17,7 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.eval.prompting import Prompter, PromptRow, Tested, mean_over_records
+from wise.lab.eval.prompting import Prompter, PromptRow, TestedRecord, mean_over_records
 
 MEASURES = ("efficacy", "paraphrase", "neighbourhood")
 
@@ -33,7 +33,7 @@ class Pair:
     true: PromptRow
 
 
-def pairs(prompter: Prompter, tested: Sequence[Tested]) -> list[Pair]:
+def pairs(prompter: Prompter, tested: Sequence[TestedRecord]) -> list[Pair]:
     """What is compared: the records that know the answer that was right before.
 
     Raises EditError for a prompt that does not fit the context with one of its answers, and for an answer that the

@@ -60,8 +60,8 @@ def normalised(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """A query as ids."""
+class _QueryIds:
+    """A query as ids, and the answers that count as right."""
 
     ids: list[int]
     limit: int
@@ -71,10 +71,12 @@ class _Asked:
 
 
 @dataclass
-class _Chosen:
+class _ChosenProbes:
+    """The probes that are asked, and how many of each kind are not, by reason."""
+
     probes: list[tuple[str, Probe]] = field(default_factory=list)
     """With the id of their record."""
-    queries: dict[Query, _Asked] = field(default_factory=dict)
+    queries: dict[Query, _QueryIds] = field(default_factory=dict)
     """Theirs, and their conditions."""
     kinds: set[str] = field(default_factory=set)
     too_long: Counter[str] = field(default_factory=Counter)
@@ -84,9 +86,10 @@ class _Chosen:
 def measure_probes(
     prompter: Prompter, selection: Selection
 ) -> tuple[dict[str, dict[str, Any]], tuple[PromptOutcome, ...]]:
-    """Asks the first `MAX_PROBES` of a record and kind, those left out that ask what fitting used, that must not move
-    and are edited, or that are too long for the context with every answer. Raises ConfigError where the model gives
-    NaN.
+    """Asks the first `MAX_PROBES` probes of each record and kind. A probe is left out if fitting used its question, if
+    its answer must not move and another edit changes it, or if it fits the context with none of its answers.
+
+    Raises ConfigError where the model gives NaN.
 
     Returns kind -> `generated`, `teacher_forced`, `base_generated` (means over records of means over a record's probes,
     of kinds in `OF_A_CASE` over probes), `n` probes that counted, and how many did not: `conditions_failed`, `too_long`
@@ -125,8 +128,8 @@ def measure_probes(
     return figures, outcomes
 
 
-def _choose(prompter: Prompter, selection: Selection) -> _Chosen:
-    chosen = _Chosen()
+def _choose(prompter: Prompter, selection: Selection) -> _ChosenProbes:
+    chosen = _ChosenProbes()
     for tested in selection.tested:
         taken: Counter[str] = Counter()
         for probe in tested.probes:
@@ -155,7 +158,7 @@ def _is_excluded(probe: Probe, selection: Selection) -> bool:
     return any(query.prompt in left_out for query in probe.queries)
 
 
-def _ids(prompter: Prompter, query: Query) -> _Asked | None:
+def _ids(prompter: Prompter, query: Query) -> _QueryIds | None:
     """Answers that do not fit the context behind the prompt are left out; None where none does."""
     encoder = prompter.encoder
     ids = encoder.prompt(query.prompt)
@@ -165,7 +168,7 @@ def _ids(prompter: Prompter, query: Query) -> _Asked | None:
     fits = [answer for answer, answer_ids in gold.items() if answer_ids and lengths[answer] <= room]
     if not ids or not fits:
         return None
-    return _Asked(
+    return _QueryIds(
         ids=ids,
         limit=min(room, max(lengths[answer] for answer in fits) + SPARE_TOKENS),
         gold=[gold[answer] for answer in fits[:MAX_ANSWERS]],
@@ -174,7 +177,7 @@ def _ids(prompter: Prompter, query: Query) -> _Asked | None:
 
 
 def _generated(
-    prompter: Prompter, name: str, queries: Sequence[Query], chosen: _Chosen, *, base: bool
+    prompter: Prompter, name: str, queries: Sequence[Query], chosen: _ChosenProbes, *, base: bool
 ) -> tuple[dict[Query, bool], dict[Query, str]]:
     """Query -> whether the greedy answer is right; query -> that answer."""
     encoder = prompter.encoder
@@ -193,7 +196,7 @@ def begins_with(said: str, right: Iterable[str]) -> bool:
     return any(re.match(rf"{re.escape(answer)}(?!\w|[.,]\d)", plain) for answer in right)
 
 
-def _teacher_forced(prompter: Prompter, queries: Sequence[Query], chosen: _Chosen) -> dict[Query, float]:
+def _teacher_forced(prompter: Prompter, queries: Sequence[Query], chosen: _ChosenProbes) -> dict[Query, float]:
     """Query -> the largest share of right argmaxes among its answers."""
     rows = [
         (query, PromptRow(prompt=chosen.queries[query].ids, fed=gold))

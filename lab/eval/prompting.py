@@ -63,7 +63,7 @@ class PromptOutcome:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tested:
+class TestedRecord:
     """A record and those of its prompts that are asked."""
 
     record: Record
@@ -76,7 +76,7 @@ class Tested:
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    tested: tuple[Tested, ...]
+    tested: tuple[TestedRecord, ...]
     fitted: frozenset[str]
     """Prompts that fitting used or may have used."""
     edited: frozenset[str]
@@ -100,7 +100,7 @@ def select(model: EditedModel, records: Sequence[Record]) -> Selection:
         probes[record.edit.prompt, record.edit.target] += record.probes
     return Selection(
         tested=tuple(
-            Tested(
+            TestedRecord(
                 record=record,
                 probes=probes[record.edit.prompt, record.edit.target],
                 paraphrases=without(record.paraphrases, fitted),

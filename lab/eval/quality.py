@@ -28,7 +28,7 @@ from wise.lab.eval.prompting import (
     PromptOutcome,
     PromptRow,
     Selection,
-    Tested,
+    TestedRecord,
     mean_over_records,
     plain,
     select,
@@ -156,7 +156,7 @@ class Question:
     """The answer wanted, with what ends it; empty for locality."""
 
 
-def wordings(tested: Tested) -> list[tuple[str, str]]:
+def wordings(tested: TestedRecord) -> list[tuple[str, str]]:
     """Measure, and prompt that must give the target."""
     prompts = {
         RELIABILITY: (tested.record.edit.prompt,),

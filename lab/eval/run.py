@@ -17,7 +17,7 @@ from wise.edits import Edit, Record
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import Learning, all_settings, find_editor, open_editor
-from wise.lab.eval.environment import described, environment
+from wise.lab.eval.environment import base_description, environment
 from wise.lab.eval.prompting import EditedModel
 from wise.lab.eval.quality import Quality, measure_quality
 from wise.lab.eval.results_file import SCHEMA
@@ -130,13 +130,13 @@ def evaluate(
     scope.check(editor)
     config = all_settings(editor, settings)
     started, begun = datetime.now(UTC), time.perf_counter()
-    subject = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
-    stream = EditStream(subject, [record.edit for record in records], batch or spec.batch, progress)
+    edited_model = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
+    stream = EditStream(edited_model, [record.edit for record in records], batch or spec.batch, progress)
     try:
-        about = _about(subject, tokenizer, config)
+        about = _about(edited_model, tokenizer, config)
         retention = _stream(stream, records, scope) if spec.edits else []
-        quality = measure_quality(subject, records, texts=scope.texts, seed=config["seed"], progress=progress)
-        routing = _routing(subject, records, scope, progress) if scope.routing else None
+        quality = measure_quality(edited_model, records, texts=scope.texts, seed=config["seed"], progress=progress)
+        routing = _routing(edited_model, records, scope, progress) if scope.routing else None
         return Evaluation(
             editor=editor,
             edits=len(records),
@@ -149,19 +149,19 @@ def evaluate(
             about=about,
             started=started.isoformat(timespec="seconds"),
             measuring_seconds=time.perf_counter() - begun - stream.seconds - stream.preparing_seconds,
-            stored_bytes=subject.memory_bytes if subject.edits else 0,
+            stored_bytes=edited_model.memory_bytes if edited_model.edits else 0,
             preparing_seconds=stream.preparing_seconds,
         )
     finally:
-        subject.unwrap()
+        edited_model.unwrap()
 
 
 class EditStream:
     """Applies edits to one model, up to where it is asked to."""
 
-    def __init__(self, subject: EditedModel, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
+    def __init__(self, edited_model: EditedModel, edits: Sequence[Edit], batch: int | None, progress: Progress) -> None:
         """batch: edits of a call; None makes one call of all that are asked for."""
-        self.subject, self.edits, self.batch, self.progress = subject, edits, batch, progress
+        self.edited_model, self.edits, self.batch, self.progress = edited_model, edits, batch, progress
         self.reports: list[EditReport] = []
         self.done = 0
         self.preparing_seconds = 0.0
@@ -170,14 +170,14 @@ class EditStream:
         """Refuses what could not be applied, the last edit too, before the first is. Then does what the editor needs
         once per base. Raises EditError."""
         begun = time.perf_counter()
-        self.subject.validate(self.edits)
-        self.subject.prepare()
+        self.edited_model.validate(self.edits)
+        self.edited_model.prepare()
         self.preparing_seconds = time.perf_counter() - begun
 
     def advance(self, end: int) -> None:
         while self.done < end:
             start, stop = self.done, min(self.done + (self.batch or end), end)
-            self.reports.append(self.subject.edit(self.edits[start:stop], progress=self._part))
+            self.reports.append(self.edited_model.edit(self.edits[start:stop], progress=self._part))
             self.done = stop
             self.progress("edits", stop, len(self.edits))
 
@@ -196,17 +196,17 @@ def stops(edits: int) -> list[int]:
     return sorted({edits, *(count for count in found if count <= edits)})
 
 
-def _about(subject: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
-    model = subject.model
-    target_module = subject.target_module if isinstance(subject, WiseModel) else locate(model, WiseConfig())
-    with subject.disabled():
+def _about(edited_model: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:
+    model = edited_model.model
+    target_module = edited_model.target_module if isinstance(edited_model, WiseModel) else locate(model, WiseConfig())
+    with edited_model.disabled():
         base = fingerprint(model, target_module)
     return {
         "seed": config["seed"],
         "config": dict(config),
-        "model": described(base)
+        "model": base_description(base)
         | {
-            "layer": target_module.layer if isinstance(subject, WiseModel) else None,
+            "layer": target_module.layer if isinstance(edited_model, WiseModel) else None,
             "tokenizer": tokenizer_digest(tokenizer),
             "attention": model.config._attn_implementation,
         },
@@ -224,7 +224,7 @@ def _stream(stream: EditStream, records: Sequence[Record], scope: Scope) -> list
     results: list[dict[str, float | None]] = []
     for stop in stops(len(records)):
         stream.advance(stop)
-        quality = measure_quality(stream.subject, bare[:stop])
+        quality = measure_quality(stream.edited_model, bare[:stop])
         oldest = {record.edit.id for record in records[: max(1, len(records) // 10)]}
         old = [outcome.generated for outcome in quality.outcomes if outcome.record in oldest]
         results.append(
@@ -243,7 +243,7 @@ def _routing(wrapped: EditedModel, records: Sequence[Record], scope: Scope, prog
     if not isinstance(wrapped, WiseModel) or not wrapped.edits:
         return None
     seed = wrapped.wise_config.seed
-    ground = build_routing_set(
+    routing_set = build_routing_set(
         records, live=wrapped.edits, pool=scope.pool, encoder=wrapped.encoder, text=scope.texts, seed=seed
     )
-    return measure_routing(wrapped, ground, records, progress=progress, seed=seed)
+    return measure_routing(wrapped, routing_set, records, progress=progress, seed=seed)

@@ -28,6 +28,7 @@ FLIPS = 10_000
 RESAMPLES = 10_000
 LEVEL = 0.95
 CELLS = 1 << 20
+"""Random numbers that are held at once."""
 SLACK = 1e-12
 """Share of the sum of all differences by which two sums may differ and count as equal: what rounding does."""
 

@@ -13,7 +13,7 @@ from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
 from wise.lab.editors.context import Progress, silent
-from wise.lab.eval.environment import described, environment
+from wise.lab.eval.environment import base_description, environment
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.locate.results import Effects, Location
 from wise.lab.locate.roles import ROLES, token_roles
@@ -76,7 +76,7 @@ def trace(
             traces.append(trace_fact(runner, fact, noise, window=window))
             progress("trace", len(traces), len(known))
     return Location(
-        model={"name": name, **described(fingerprint(model, locate(model, WiseConfig())))},
+        model={"name": name, **base_description(fingerprint(model, locate(model, WiseConfig())))},
         facts=len(known),
         skipped={why: count for why, count in skipped.items() if count},
         noise=width,

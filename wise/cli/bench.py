@@ -12,7 +12,7 @@ from typer import Option
 
 from wise.cli import options
 from wise.cli.common import check_writable, progress_bars, show_table
-from wise.cli.eval import described
+from wise.cli.eval import data_and_model
 from wise.cli.terminal import echo, show_json
 
 SIZES = [1, 10, 100, 500]
@@ -48,7 +48,7 @@ def bench_editors(
     """
     check_writable("--output", output, output)
     sizes = sorted(set(edits or SIZES))
-    from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished, make_plan
+    from wise.lab.bench.benchmark import MEASURED, TRAINING, compare_editors, finished_runs, make_plan
     from wise.lab.bench.benchmark_table import HEAD, markdown, table
     from wise.lab.eval.candidates import find_editor
     from wise.lab.eval.routing.texts import running_text
@@ -67,11 +67,11 @@ def bench_editors(
         texts=tuple(running_text(text)),
         **statistics.given(),
     )
-    about = described(data, form, skip, model)
+    about = data_and_model(data, form, skip, model)
     base, tokenizer = model.load()
     with progress_bars(progress) as show:
         compare_editors(base, tokenizer, plan, editors=chosen, sizes=sizes, folder=output, about=about, progress=show)
-    groups = finished(output)
+    groups = finished_runs(output)
     rows = table(groups)
     (output / "comparison.md").write_text(markdown(HEAD, rows), encoding="utf-8")
     show_table("editors, generated / teacher-forced", HEAD, rows)

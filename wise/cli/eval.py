@@ -63,7 +63,7 @@ def eval_(
     if picture is not None and not (routing or retention):
         raise ConfigError("--picture draws routing and retention: give --routing, --retention, or both")
     records, pool = _records(data, form, skip, edits)
-    about = described(data, form, skip, model)
+    about = data_and_model(data, form, skip, model)
     from wise.lab.eval.candidates import Learning, all_settings
     from wise.lab.eval.picture import draw_run
     from wise.lab.eval.prompting import apart
@@ -140,6 +140,6 @@ def _records(
     return chosen, [*records[skip + len(chosen) :], *records[:skip]][:POOL]
 
 
-def described(data: Path, form: options.FormatOptions, skip: int, model: options.ModelOptions) -> dict[str, Any]:
+def data_and_model(data: Path, form: options.FormatOptions, skip: int, model: options.ModelOptions) -> dict[str, Any]:
     """What goes into the file of a run beside its figures: which records, and which model."""
     return {"data": file_facts(data) | {"format": form.format, "skip": skip}, "model": {"name": model.called}}

@@ -46,7 +46,7 @@ from wise.namespaces import edited, forgotten, make_ready, within
 from wise.serving.edit_size import check_size
 from wise.serving.editor_client import ENDED_MEANWHILE, KINDS
 from wise.serving.follower import trim_heap
-from wise.serving.logs import described
+from wise.serving.logs import error_without_texts
 from wise.serving.settings import Settings
 from wise.training.generation import checked
 from wise.training.report import FAILED
@@ -253,7 +253,7 @@ class Editor:
         left = [ticket for ticket in tickets if ticket.edit.id in self._training]
         trim_heap()
         if len(left) == 1 == len(tickets):
-            self._fail(left[0], f"{type(failure).__name__}: {failure}"[:500], described(failure))
+            self._fail(left[0], f"{type(failure).__name__}: {failure}"[:500], error_without_texts(failure))
             return
         for ticket in left:
             self._train_all([ticket])

@@ -31,7 +31,7 @@ from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
 from wise.serving.editor import LOST, Editor, Leave
 from wise.serving.editor_client import FAILING, NOT_THE_WRITER, PREPARING, READY, WAITING, Worker
-from wise.serving.logs import begin_logged, described, run_logged
+from wise.serving.logs import begin_logged, error_without_texts, run_logged
 from wise.serving.settings import Settings
 from wise.workers import Workers, process_pool
 
@@ -179,7 +179,7 @@ def run_editor(
     except Leave:
         return
     except Exception as error:
-        end.tell(why=described(error))
+        end.tell(why=error_without_texts(error))
         raise
     finally:
         connection.close()  # so that the service notices, also where this is no process of its own

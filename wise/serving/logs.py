@@ -5,7 +5,7 @@ and plain text, which becomes a record of the logger `stderr`. What a C library 
 is.
 
 A log outlives what is erased from a store, so it names edits and does not quote them. What an error of a library says
-may repeat any text, so above the level `debug` its kind and place are logged alone: see `described`.
+may repeat any text, so above the level `debug` its kind and place are logged alone: see `error_without_texts`.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def note(**fields: Any) -> None:
         notes.update(fields)
 
 
-def described(error: BaseException) -> str:
+def error_without_texts(error: BaseException) -> str:
     """The kind of an error, and what it says where that quotes no text of an edit: an error of the system, of torch,
     which knows no texts, or of wise, unless it is about an edit."""
     kind, own = type(error), isinstance(error, WiseError | OSError) and not isinstance(error, EditError)
@@ -62,13 +62,13 @@ def described(error: BaseException) -> str:
 
 
 def _traceback(error: BaseException, seen: frozenset[int] = frozenset()) -> str:
-    """The traceback of an error, with each error of its chain and of its group as `described`."""
+    """The traceback of an error, with each error of its chain and of its group as `error_without_texts`."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     others = [other for other in (before, *getattr(error, "exceptions", ())) if other is not None]
     seen |= {id(error)}
     told = [_traceback(other, seen) for other in others if id(other) not in seen]
     frames = "".join(traceback.format_tb(error.__traceback__))
-    return "\n\n".join([*told, f"Traceback (most recent call last):\n{frames}{described(error)}"])
+    return "\n\n".join([*told, f"Traceback (most recent call last):\n{frames}{error_without_texts(error)}"])
 
 
 class JsonFormatter(logging.Formatter):

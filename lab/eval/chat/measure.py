@@ -36,7 +36,7 @@ CHAT_EDITORS = ("wise-hybrid", "icl")
 """Editors that are given a question and hold it in chats; others are given the templated question."""
 EARLIER = ("Good morning! Can you help me with a few things?", "Of course, what would you like to know?")
 SYSTEM = "You answer briefly."
-BEHIND = "I have been thinking about this since breakfast, and my sister says I should just ask. "
+PREFACE = "I have been thinking about this since breakfast, and my sister says I should just ask. "
 SAME_SUBJECT = "same subject unchanged"
 UNRELATED = "unrelated unchanged"
 """Of these, questions to which the base does not say what was edited, such as another wording of the edit's own."""
@@ -67,7 +67,7 @@ class Question:
     ids: tuple[int, ...]
     messages: tuple[Mapping[str, str], ...]
     """The conversation whose ids these are; none of a plain text."""
-    said: bool
+    asks_for_edit: bool
     """It asks for the edit: the answer must contain the target and not the old answer. Else it must not change."""
 
 
@@ -107,12 +107,12 @@ class ChatFigures:
 
 
 def apply_edits(
-    subject: EditedModel, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
+    model: EditedModel, editor: str, edits: Sequence[Edit], *, chat: bool, progress: Progress
 ) -> EditReport:
     """Makes edits in calls as large as the editor's paper has them. chat: the templated question stands for the prompt
     where an editor knows no chats."""
-    given = [edit if not chat or editor in CHAT_EDITORS else _templated(subject.encoder, edit) for edit in edits]
-    stream = EditStream(subject, given, find_editor(editor).batch, progress)
+    given = [edit if not chat or editor in CHAT_EDITORS else _templated(model.encoder, edit) for edit in edits]
+    stream = EditStream(model, given, find_editor(editor).batch, progress)
     stream.advance(len(given))
     reports = stream.reports
     return EditReport(
@@ -144,16 +144,18 @@ def measure_chat(
     prompter = Prompter(model, progress)
     edited = {edit.prompt for edit in model.edits}
     edited |= {text for f in facts for text in (f.edit.prompt, *f.rewordings, *f.free_rewordings)}
-    questions = [q for q in _questions(model.encoder, facts, chat) if q.said or q.text not in edited]
-    spoken, unchanged = [q for q in questions if q.said], [q for q in questions if not q.said]
-    answers = dict(zip(spoken, _ask(prompter, "what was edited", spoken), strict=True))
+    questions = [
+        q for q in _questions(model.encoder, facts, chat) if q.asks_for_edit or q.text not in edited
+    ]
+    asking, unchanged = [q for q in questions if q.asks_for_edit], [q for q in questions if not q.asks_for_edit]
+    answers = dict(zip(asking, _ask(prompter, "what was edited", asking), strict=True))
     # In the very batches in which the base is asked: in half precision a row depends on the shape of its batch.
     answers |= zip(unchanged, _ask(prompter, "what stays", unchanged), strict=True)
     before = dict(zip(unchanged, _ask(prompter, "what stays", unchanged, base=True), strict=True))
     results = []
     for question in questions:
         answer = answers[question]
-        expected = says(facts[question.fact], answer) if question.said else answer == before[question]
+        expected = says(facts[question.fact], answer) if question.asks_for_edit else answer == before[question]
         opened = _opens_right_gate(model, facts, question)
         results.append(Result(question=question, answer=answer, right=expected, opened=opened))
     results += [
@@ -182,20 +184,23 @@ def _question(
     measure: str,
     fact: int,
     text: str,
-    said: bool,
+    asks_for_edit: bool,
     *,
     before: Sequence[str] = (),
     system: str = "",
-    put: str = "",
+    preface: str = "",
 ) -> Question:
-    """In the chat template or as plain text. before: an earlier turn and its answer; put: text before the question."""
+    """In the chat template or as plain text. before: an earlier turn and its answer. preface: text before the question.
+    """
     messages: list[Mapping[str, str]] = []
     if chat:
         messages += [{"role": "system", "content": system}] if system else []
         messages += [{"role": r, "content": c} for r, c in zip(("user", "assistant"), before, strict=False)]
-        messages.append({"role": "user", "content": put + text})
-    ids = tuple(encoder.turn(messages) if messages else encoder.prompt(put + text))
-    return Question(measure=measure, fact=fact, text=text, ids=ids, messages=tuple(messages), said=said)
+        messages.append({"role": "user", "content": preface + text})
+    ids = tuple(encoder.turn(messages) if messages else encoder.prompt(preface + text))
+    return Question(
+        measure=measure, fact=fact, text=text, ids=ids, messages=tuple(messages), asks_for_edit=asks_for_edit
+    )
 
 
 def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
@@ -219,7 +224,7 @@ def _questions(encoder: Encoder, facts: Sequence[Fact], chat: bool) -> list[Ques
             ("edit", (fact.edit.prompt,), {}),
             ("rewordings", fact.rewordings, {}),
             ("free rewordings", fact.free_rewordings, {}),
-            ("behind other text", fact.rewordings[:1], {"put": BEHIND}),
+            ("behind other text", fact.rewordings[:1], {"preface": PREFACE}),
         ]
         if chat:
             said.append(("second turn", fact.rewordings[:1], {"before": EARLIER}))
@@ -234,11 +239,11 @@ def _ask(
     prompter: Prompter, name: str, questions: Sequence[Question], *, base: bool = False, tokens: int = ANSWER_TOKENS
 ) -> list[str]:
     """The texts of the answers, special tokens and all."""
-    asked, encoder = prompter.model, prompter.encoder
+    asked_model, encoder = prompter.model, prompter.encoder
 
     def compute(model: PreTrainedModel, part: Sequence[Question]) -> list[str]:
-        if isinstance(asked, InContext) and all(q.messages for q in part):
-            prompts = [encoder.turn(asked.conversation(q.messages)) for q in part]
+        if isinstance(asked_model, InContext) and all(q.messages for q in part):
+            prompts = [encoder.turn(asked_model.conversation(q.messages)) for q in part]
         else:
             prompts = prompter.given([q.ids for q in part], base=base)
         out = greedy(model, prompts, stops=encoder.stops, max_new_tokens=tokens)
@@ -254,7 +259,7 @@ def _opens_right_gate(model: EditedModel, facts: Sequence[Fact], question: Quest
         return None
     decision = memory.router.decided(question.ids)
     return decision.open and (
-        not question.said or model.served.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
+        not question.asks_for_edit or model.served.slots[decision.slot].edit_ids[0] == facts[question.fact].edit.id
     )
 
 

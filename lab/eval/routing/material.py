@@ -17,7 +17,8 @@ from wise.training.encoding import Encoder
 
 Source = tuple[str | None, Iterable[str]]
 """Id of a record, or None, and the prompts built from it, the best first; they may be built as they are taken."""
-Form = Callable[[Record], Iterable[str]]
+PromptMaker = Callable[[Record], Iterable[str]]
+"""Makes prompts of a record, the best first."""
 TEMPLATE_FORM = "the tokenizer's chat template, up to where the answer begins"
 PLAIN_FORM = 'lines "User: ..." and "Assistant: ...", since the tokenizer has no chat template that takes plain turns'
 _GOLDEN = (5**0.5 - 1) / 2
@@ -123,9 +124,9 @@ class Material:
     def fits(self, text: str) -> bool:
         return self.length(text) <= self.encoder.context
 
-    def first_that_fit(self, form: Form) -> list[Source]:
-        """For each record the first of the prompts that `form` makes of it and that fits the context."""
-        return [(record.edit.id, islice(filter(self.fits, form(record)), 1)) for record in self.records]
+    def first_that_fit(self, make: PromptMaker) -> list[Source]:
+        """For each record the first of the prompts that `make` makes of it and that fits the context."""
+        return [(record.edit.id, islice(filter(self.fits, make(record)), 1)) for record in self.records]
 
     def sentences(self) -> list[str]:
         """Those of the running texts that are whole and of ordinary length."""

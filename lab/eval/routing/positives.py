@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from wise.edits import Record
 from wise.lab.eval.prompting import MAX_PROMPTS
-from wise.lab.eval.routing.material import Draft, Form, Material, Source
+from wise.lab.eval.routing.material import Draft, Material, PromptMaker, Source
 from wise.lab.eval.routing.topics import normal
 
 
@@ -43,7 +43,7 @@ def positive_drafts(material: Material) -> list[Draft]:
     ]
 
 
-def _wordings(material: Material, form: Form) -> list[Source]:
+def _wordings(material: Material, wordings: PromptMaker) -> list[Source]:
     """Wordings that were not fitted on and that ask for one edit only."""
     seen = {
         normal(text)
@@ -58,7 +58,7 @@ def _wordings(material: Material, form: Form) -> list[Source]:
     return [
         (
             record.edit.id,
-            [text for text in form(record) if normal(text) not in seen and uses[normal(text)] == 1][:MAX_PROMPTS],
+            [text for text in wordings(record) if normal(text) not in seen and uses[normal(text)] == 1][:MAX_PROMPTS],
         )
         for record in material.records
     ]

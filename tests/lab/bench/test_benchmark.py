@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
 from wise.lab.bench import benchmark
-from wise.lab.bench.benchmark import Plan, candidates, compare_editors, finished, make_plan, search
+from wise.lab.bench.benchmark import Plan, candidates, compare_editors, finished_runs, make_plan, search
 from wise.lab.bench.benchmark_table import HEAD, markdown, table
 from wise.lab.bench.picture import draw_comparison
 from wise.lab.eval.candidates import EDITORS, search_space
@@ -108,7 +108,7 @@ def test_short_streams_are_repeated_on_other_records(plan: Plan) -> None:
 
 
 def test_a_comparison_is_runs_of_the_same_records(plan: Plan, folder: Path) -> None:
-    groups = finished(folder)
+    groups = finished_runs(folder)
     assert [[(run["editor"], run["edits"]) for run in group] for group in groups] == [[(EDITOR, 1)] * 2, [(EDITOR, 3)]]
     asked = [[o["record"] for o in r["outcomes"] if o["measure"] == "reliability"] for group in groups for r in group]
     ids = [record.edit.id for record in plan.measured]
@@ -203,7 +203,7 @@ def test_no_editor_is_put_beside_others_of_something_else(
 
 
 def test_the_table_and_the_picture_are_of_the_runs(folder: Path, tmp_path: Path) -> None:
-    groups = finished(folder)
+    groups = finished_runs(folder)
     rows = table(groups)
     assert all(len(row) == len(HEAD) for row in rows)
     means = [fmean(run[kind]["reliability"] for run in groups[0]) for kind in ("generated", "teacher_forced")]

@@ -12,7 +12,7 @@ from editing_contexts import by_autograd, tiny_context, tiny_edits, tiny_records
 from torch.func import functional_call
 
 from wise.lab.editors.context import EditingContext, as_weight, mean_loss, padded_rows
-from wise.lab.editors.factors import added, dense, divergence, sizes, taken
+from wise.lab.editors.factors import dense_matrix, divergence, sizes, weight_gradients, with_update
 from wise.lab.editors.mend import SMALL, Mend, MendSettings, Moments
 
 ARCHITECTURES = ("llama", "gpt2", "opt", "bloom")
@@ -38,13 +38,13 @@ def untrained(editor: Mend, rate: float) -> Mend:
 def test_the_outer_products_of_what_was_taken_sum_to_the_gradient(model_type: str) -> None:
     editor = mend(tiny_context(model_type), blocks=2)
     rows = [editor.context.row(edit, prompt) for edit, prompt in zip(tiny_edits(2), ("w5 w6", None), strict=True)]
-    gradients, _ = taken(editor.model, editor.linears, rows, editor.context.device)
+    gradients, _ = weight_gradients(editor.model, editor.linears, rows, editor.context.device)
     wanted = by_autograd(editor, rows)
     assert len(wanted) == len(editor.linears) > 2
     for path, module in editor.linears.items():
-        found = as_weight(module, dense(*gradients[path]))
+        found = as_weight(module, dense_matrix(*gradients[path]))
         torch.testing.assert_close(found, wanted[f"{path}.weight"], atol=1e-6, rtol=1e-4)
-        backwards = as_weight(module, dense(gradients[path][0].flip(1), gradients[path][1]))
+        backwards = as_weight(module, dense_matrix(gradients[path][0].flip(1), gradients[path][1]))
         assert not torch.allclose(backwards, wanted[f"{path}.weight"], atol=1e-4)  # each u has its own delta
     assert all(parameter.grad is None for parameter in editor.model.parameters())
 
@@ -54,7 +54,7 @@ def test_gradients_are_taken_of_a_frozen_base_too() -> None:
     frozen.model.requires_grad_(False)
     rows = [free.context.row(edit) for edit in tiny_edits(2)]
     for path, (u, delta) in free.gradients(free.queries(tiny_edits(2)))[0].items():
-        found = taken(frozen.model, frozen.linears, rows, frozen.context.device)[0][path]
+        found = weight_gradients(frozen.model, frozen.linears, rows, frozen.context.device)[0][path]
         assert torch.equal(u, found[0]) and torch.equal(delta, found[1]) and delta.any()
 
 
@@ -70,12 +70,12 @@ def test_a_row_goes_through_the_weights_plus_its_own_update(model_type: str) -> 
     given = {"attention_mask": mask, "use_cache": False}
     with torch.no_grad():
         base = editor.model(ids, **given).logits
-        with added(editor.linears, update):  # type: ignore[arg-type]
+        with with_update(editor.linears, update):  # type: ignore[arg-type]
             found = editor.model(ids, **given).logits
         for i in range(2):
             weights = {
                 f"{path}.weight": editor.weights[f"{path}.weight"]
-                + as_weight(module, dense(*(t[i : i + 1] for t in update[path])))
+                + as_weight(module, dense_matrix(*(t[i : i + 1] for t in update[path])))
                 for path, module in editor.linears.items()
             }
             wanted = functional_call(editor.model, weights, (ids,), given).logits
@@ -160,8 +160,8 @@ def test_pads_change_nothing() -> None:
     long[1].row[0].extend(range(4, 12))
     alone, padded = editor.update(short), editor.update(long)
     for path in editor.linears:
-        first = dense(*(t[:1] for t in padded[path]))
-        torch.testing.assert_close(dense(*alone[path]), first, atol=1e-6, rtol=1e-3)
+        first = dense_matrix(*(t[:1] for t in padded[path]))
+        torch.testing.assert_close(dense_matrix(*alone[path]), first, atol=1e-6, rtol=1e-3)
 
 
 # -- training ---------------------------------------------------------------------------------------
