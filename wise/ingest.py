@@ -12,7 +12,6 @@ import json
 import time
 from base64 import b64encode
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from http.client import HTTPException
 from pathlib import Path
@@ -23,7 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from wise.edits import Edit, content_id
-from wise.errors import ConfigError, MissingError, StoreError
+from wise.errors import ConfigError
 from wise.formats.edit_file import RecordParser, each_row
 from wise.formats.files import check_file, is_table, object_of
 from wise.formats.tracked_row import TrackedRow
@@ -53,19 +52,6 @@ class Line:
 
     def key(self, name: str) -> str:
         return f"stream:{name}:{self.place}:{hashlib.sha256(self.data).hexdigest()[:16]}"
-
-
-def open_reader(place: str) -> Store:
-    """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
-    with suppress(MissingError):
-        return Store.open(place, writer=False)
-    try:
-        Store.open(place).close()
-    except StoreError as error:  # maybe another process was making it
-        with suppress(MissingError):
-            return Store.open(place, writer=False)
-        raise error from None
-    return Store.open(place, writer=False)
 
 
 def last_ingested(store: Store, name: str) -> tuple[int, str] | None:

@@ -59,7 +59,9 @@ logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
 _CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock", "_lock_of_memory", "_own", "_others")
+"""Attributes that a copy of a wrapped model does not get."""
 _FIRST = ("model", "_outer", "_layer")
+"""Attributes to which the others are forwarded, so they are not themselves looked for in the wrapped model."""
 _EMPTY = MemoryState()
 
 
@@ -97,7 +99,7 @@ class WiseModel(nn.Module):
         self.inputs: RouterInputs | None = None
         if config.mode == "hybrid":
             self.inputs = RouterInputs(
-                reader=reader or load_encoder(config.encoder, taught=config.relations),
+                reader=reader or load_encoder(config.encoder, relations=config.relations),
                 sequences=SequenceReader(model.base_model),
                 tokenizer=tokenizer,
                 template=ChatTemplate.learn(tokenizer),
@@ -230,7 +232,7 @@ class WiseModel(nn.Module):
     @cached_property
     def encoder(self) -> Encoder:
         """Maps prompts and targets to ids for this base; learned from the base at first use."""
-        with self.evaluating(), self._apart(MemoryState()) as base:
+        with self.evaluating(), self._serving_copy(MemoryState()) as base:
             return learn_encoder(base, self.tokenizer, self.wise_config)
 
     @property
@@ -238,7 +240,7 @@ class WiseModel(nn.Module):
         """Built at the first edit, since it measures the base, and again when the model was moved, cast or trained."""
         found = self._trainer
         if found is None or not self._is_current(*found):
-            with self.evaluating(), self._apart(MemoryState()) as model:
+            with self.evaluating(), self._serving_copy(MemoryState()) as model:
                 base = self._watch.state()
                 built = build_trainer(
                     model, self.target_module, self.encoder, self.wise_config, inputs=self.inputs, state=self.state
@@ -320,7 +322,7 @@ class WiseModel(nn.Module):
         with self._lock:
             self._check_base()
             with self.evaluating():
-                state, report = self.trainer.edit(self.state, edits, serve=self._apart, **how)
+                state, report = self.trainer.edit(self.state, edits, serve=self._serving_copy, **how)
             self._serve(state, self._watch.state())
             return report
 
@@ -344,7 +346,7 @@ class WiseModel(nn.Module):
             if sharing:
                 self._check_base()
                 with self.evaluating():
-                    state, dropped = self.trainer.delete(self.state, deleted, serve=self._apart)
+                    state, dropped = self.trainer.delete(self.state, deleted, serve=self._serving_copy)
             self._serve(state, self._watch.verified)
         rewritten = tuple(i for i in sharing if i not in dropped)
         seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
@@ -400,12 +402,12 @@ class WiseModel(nn.Module):
         """
         begun, count = time.perf_counter(), len(state.edits)
 
-        def shown(share: float) -> None:
+        def report_share(share: float) -> None:
             if progress is not None:
                 progress(int(share * count), count)
 
         with self.evaluating():
-            verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, shown)
+            verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, report_share)
         lost = {edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right}
         made, served, seconds = made_for.precision, self.fingerprint().precision, time.perf_counter() - begun
         report = PrecisionReport(made_in=made, served_in=served, edits=count, lost=lost, seconds=seconds)
@@ -528,8 +530,8 @@ class WiseModel(nn.Module):
         self.layer.memory = next(reversed(self._others.values()), self._own[0])
 
     @contextmanager
-    def _apart(self, state: MemoryState) -> Iterator[PreTrainedModel]:
-        """Yields a model that serves `state` and shares all else with this one, which goes on with what it serves."""
+    def _serving_copy(self, state: MemoryState) -> Iterator[PreTrainedModel]:
+        """Yields a copy that serves `state` and shares all else with this model, which serves on what it served."""
         path = self.target_module.path
         model: PreTrainedModel = copied_along(self.model, path)
         model.get_submodule(path).memory = self._assembled(state)

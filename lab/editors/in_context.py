@@ -35,7 +35,7 @@ from wise.edits import Edit, Record
 from wise.lab.editors.base import Applied, Baseline, WholePrompts
 from wise.lab.editors.context import EditingContext
 from wise.lab.editors.settings import Bounds, Count, CountOrZero, Settings
-from wise.router.encoder import SentenceEncoder, load_base
+from wise.router.encoder import SentenceEncoder, load_untrained
 
 ANSWER_ROOM = 48
 """Tokens of the context that are kept free for an answer, less where it holds fewer than four times as many."""
@@ -66,7 +66,7 @@ class InContextSettings(Settings):
 
 def published_encoder(path: str | None = None) -> SentenceEncoder:
     """The sentence encoder without what wise taught it. Raises ConfigError where it cannot be loaded."""
-    model, tokenizer = load_base(path)
+    model, tokenizer = load_untrained(path)
     nothing = {"projection": torch.eye(int(model.config.hidden_size)), "thresholds": torch.zeros(4)}
     return SentenceEncoder(model, tokenizer, nothing, name="published")
 

@@ -27,7 +27,7 @@ from typing import Any, Self
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.errors import ConflictError, EditError, StoreError, checked_text
+from wise.errors import ConflictError, EditError, MissingError, StoreError, checked_text
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
 from wise.memory.store.anchor import Anchor, head
@@ -419,3 +419,16 @@ class Store:
     def _check_writer(self) -> None:
         if not self.backend.writer:
             raise StoreError(f"{self.backend.place} was opened with writer=False; open it as its writer to change it")
+
+
+def open_reader(place: str) -> Store:
+    """The store, opened to read and to queue edits; created if there is none. Raises StoreError."""
+    with suppress(MissingError):
+        return Store.open(place, writer=False)
+    try:
+        Store.open(place).close()
+    except StoreError as error:  # maybe another process was making it
+        with suppress(MissingError):
+            return Store.open(place, writer=False)
+        raise error from None
+    return Store.open(place, writer=False)

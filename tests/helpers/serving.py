@@ -19,8 +19,7 @@ from waiting import until
 
 import wise
 from wise.demo import model_path
-from wise.ingest import open_reader
-from wise.memory.store.store import Store
+from wise.memory.store.store import Store, open_reader
 from wise.serving.app import Server, bound_socket
 from wise.serving.auth import SCOPES, Holder, Tokens, token_digest
 from wise.serving.editor_client import READY, Worker

@@ -23,8 +23,8 @@ from waiting import until
 from wise.cli.app import app
 from wise.edits import Edit
 from wise.errors import ConfigError, StoreError
-from wise.ingest import Line, lines_of_file, open_reader
-from wise.memory.store.store import Store
+from wise.ingest import Line, lines_of_file
+from wise.memory.store.store import Store, open_reader
 
 
 def line(number: int, **more: Any) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from wise.memory.folder import replaced_file
-from wise.router.encoder import SCALE, dequantized, load_base, quantized
+from wise.router.encoder import SCALE, dequantized, load_untrained, quantized
 from wise.training.router.builtin_questions import QuestionSet, builtin_questions
 from wise.training.router.calibration import Figures, measure, relation_centres, relation_kinds
 from wise.training.router.examples import batch, split
@@ -58,7 +58,7 @@ def train_reader(
 
     Raises ConfigError where the encoder cannot be loaded.
     """
-    model, tokenizer = load_base(encoder)
+    model, tokenizer = load_untrained(encoder)
     model = model.to(device or "cpu")
     tensors, figures = train_encoder(
         model, tokenizer, questions, known=builtin_questions(), steps=steps, seed=seed, progress=progress

@@ -42,7 +42,7 @@ def stream(
     """
     from wise.formats.edit_file import RecordParser
     from wise.formats.files import is_lines
-    from wise.ingest import open_reader
+    from wise.memory.store.store import open_reader
 
     is_url = source.startswith(("http://", "https://"))
     path = redacted(source) if is_url else str(Path(source).absolute())  # the journal keeps it

@@ -21,8 +21,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 import wise
 from wise.errors import ConfigError
-from wise.ingest import open_reader
 from wise.loading import load_model
+from wise.memory.store.store import open_reader
 from wise.model import wrap
 from wise.serving import http_errors, routes_admin, routes_completions, routes_edits, routes_files, routes_versions
 from wise.serving.auth import Tokens, new_token

@@ -15,8 +15,8 @@ from starlette.routing import Route
 
 from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
-from wise.ingest import open_reader
 from wise.memory.state import MemoryState
+from wise.memory.store.store import open_reader
 from wise.router.chat_template import ChatTemplate
 from wise.serving import http_errors, routes_edits, settings
 from wise.serving.auth import Tokens

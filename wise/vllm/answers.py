@@ -17,7 +17,8 @@ class FollowedAnswer:
 
     def __init__(self, prompt: Sequence[int], course: Course) -> None:
         """course: that has read the prompt, or has its plan."""
-        self._course, self.read = course, len(prompt)
+        self._course = course
+        self.read = len(prompt)
         """Tokens at which everything is decided."""
         self._ids = np.array([*prompt, *[0] * GROWTH], dtype=np.int64)
         self._length = self._prompt = len(prompt)
@@ -28,8 +29,7 @@ class FollowedAnswer:
         return self._length - self._prompt
 
     def add(self, tokens: Sequence[int]) -> list[Step]:
-        """Takes the tokens that came. The newest one of all was not read by the model yet, so nothing is decided there.
-        """
+        """Takes the tokens that came. The model has not read the newest one yet, so nothing is decided there."""
         end = self._length + len(tokens)
         if end > len(self._ids):
             self._ids = np.concatenate([self._ids, np.zeros(max(end, GROWTH), dtype=np.int64)])

@@ -18,11 +18,10 @@ from typing import Any, Self
 
 from wise.edits import DEFAULT_NAMESPACE
 from wise.errors import ConfigError
-from wise.ingest import open_reader
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.side_memory import NO_SLOT
 from wise.memory.state import MemoryState
-from wise.memory.store.store import Store
+from wise.memory.store.store import Store, open_reader
 from wise.router.course import Course, Plan, Step
 from wise.vllm.addition import options_of
 from wise.vllm.answers import FollowedAnswer

@@ -1,8 +1,8 @@
-"""The front end's side: what a request carries, the key of its prefix cache, and the options of an engine.
+"""What a request to vLLM carries: its edits and the key of its prefix cache; and the options of an engine.
 
-What a prompt names is decided here, once, before it is run. A request that names no edited subject carries nothing. Its
-provenance is told here too: which edit is added at which token depends on the ids alone, and a worker that did not add
-it ends.
+This is the front end's side. Which edits a prompt may ask for is decided here, once, before it is run. A request that
+names no edited subject carries nothing. Its provenance is known here too: which edit is added at which token depends on
+the ids alone, and a worker that did not add it ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wise.errors import ConfigError
 from wise.memory.state import MemoryState
 from wise.router.course import Course, Step
 from wise.router.hybrid import HybridRouter
-from wise.vllm.front_end import this_process
+from wise.vllm.front_end_watch import this_process
 
 EXTENSION = "wise.vllm.worker.WiseWorker"
 LOADING = 0.02
@@ -116,7 +116,7 @@ def engine_options(
 
 
 async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
-    """Makes an `AsyncLLM` ready for edits, and tests it; returns what each worker tells of itself.
+    """Makes an `AsyncLLM` ready for edits, and tests it; returns what each worker reports.
 
     store: place from which the workers read versions; no option of the engine, since it may hold a password.
 
@@ -133,8 +133,8 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
 async def load_version(engine: Any, version: int) -> None:
     """Returns when all workers have a version of the store. Raises what loading it raised.
 
-    With data parallel engines vLLM returns what the workers of the first one told, and raises what any raised. So the
-    first one is waited for without a pause of its steps; the others then have loaded it, or nearly.
+    With data parallel engines vLLM returns what the workers of the first engine answered, and raises what any raised.
+    So this waits for the first engine, without a pause of its steps; the others then have loaded it, or nearly.
     """
     await engine.collective_rpc("wise_load", args=(version,))
     while not all(await engine.collective_rpc("wise_loaded", args=(version,))):

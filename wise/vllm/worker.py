@@ -16,16 +16,16 @@ from transformers import AutoTokenizer
 
 from wise.config import WiseConfig
 from wise.errors import ConfigError
-from wise.ingest import open_reader
 from wise.memory.artifact import load_memory
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.state import MemoryState
+from wise.memory.store.store import open_reader
 from wise.namespaces import split
 from wise.router.chat_template import ChatTemplate
 from wise.router.encoder import load_encoder
 from wise.router.hybrid import HybridRouter, RouterInputs
 from wise.vllm.addition import addition_of
-from wise.vllm.front_end import Process, end_with
+from wise.vllm.front_end_watch import Process, end_with
 from wise.vllm.requests import check_mode
 from wise.vllm.runners import observe
 from wise.vllm.sequences import Followed, ServedMemory
@@ -76,7 +76,9 @@ class Memories:
                 sequences=None,
                 tokenizer=tokenizer,
                 template=ChatTemplate.learn(tokenizer),
-                reader=load_encoder(own.get("encoder", config.encoder), taught=own.get("relations", config.relations)),
+                reader=load_encoder(
+                    own.get("encoder", config.encoder), relations=own.get("relations", config.relations)
+                ),
             )
         reader = self._inputs.reader
         if state.key_space != reader.key_space:

@@ -17,7 +17,10 @@ Scan = Callable[..., Iterator[tuple[Any, ...]]]
 
 
 class Backend(ABC):
-    """Where a store is kept. Everything raises StoreError, with nothing changed, where it cannot be done."""
+    """Where a store is kept. Everything raises StoreError, with nothing changed, where it cannot be done.
+
+    To add one, subclass this and choose it in `Store.open` by the form of its place.
+    """
 
     place: str
     """What to call it in a message."""

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import BertPreTokenizer
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from wise.errors import ArtifactError
-from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_taught
+from wise.router.encoder import SentenceEncoder, dequantized, digest, quantized, read_trained
 from wise.router.sentences import is_question
 from wise.router.subjects import PLACEHOLDER
 from wise.training.router.calibration import FALSE_POSITIVE_RATE, SENTENCE_RATE, measure, nearest_relation
@@ -54,7 +54,7 @@ def taught(tmp_path: Path, steps: int = 2) -> tuple[SentenceEncoder, Path]:
     save_file(tensors, tmp_path / "relations.safetensors")
     model, tokenizer = tiny_encoder()
     file = tmp_path / "relations.safetensors"
-    return SentenceEncoder(model, tokenizer, read_taught(file), name=digest(model, file)), file
+    return SentenceEncoder(model, tokenizer, read_trained(file), name=digest(model, file)), file
 
 
 def test_what_was_taught_is_deterministic_and_read_back(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_what_was_taught_is_deterministic_and_read_back(tmp_path: Path) -> None:
     assert file.read_bytes() == other.read_bytes() and reader.name == again.name
     vectors = reader.read(texts)
     assert torch.equal(vectors, again.read(texts)) and torch.allclose(vectors.norm(dim=-1), torch.ones(3), atol=1e-5)
-    fresh = [SentenceEncoder(*tiny_encoder(), read_taught(file), name=reader.name) for _ in texts]
+    fresh = [SentenceEncoder(*tiny_encoder(), read_trained(file), name=reader.name) for _ in texts]
     alone = torch.cat([own.read([text]) for own, text in zip(fresh, texts, strict=True)])
     assert torch.equal(alone, vectors), "to the bit, alone and among others"
     assert 0 < reader.threshold <= 1 and len(reader.relation_centres) == len(relation_names(STOCK))
@@ -119,7 +119,7 @@ def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
     tensors, _ = train_encoder(model, tokenizer, STOCK, known=STOCK, steps=1, seed=0, progress=lambda *_: None)
     name = next(name for name in tensors if f"{name}.scale" in tensors)
     unfit: list[tuple[dict[str, torch.Tensor], str]] = [
-        ({"encoder.layer.9.x": torch.zeros(1)}, "taught on another encoder"),
+        ({"encoder.layer.9.x": torch.zeros(1)}, "trained on another encoder"),
         ({name: tensors[name][:-1]}, f"'{name}': int8"),
         ({name: tensors[name].float()}, f"'{name}': int8"),
         ({f"{name}.scale": torch.full_like(tensors[f"{name}.scale"], torch.inf)}, f"'{name}': int8"),
@@ -135,7 +135,7 @@ def test_what_was_taught_on_another_encoder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken").write_bytes(b"nothing")
     for name in ("broken", "missing"):
         with pytest.raises(ArtifactError):
-            read_taught(tmp_path / name)
+            read_trained(tmp_path / name)
 
 
 def test_a_change_is_kept_in_a_fourth_of_its_bytes() -> None:

@@ -26,7 +26,7 @@ import wise
 from wise.cli import train_router as module
 from wise.cli.app import app
 from wise.demo import model_path
-from wise.router.encoder import load_base, load_encoder
+from wise.router.encoder import load_encoder, load_untrained
 from wise.training.router.builtin_questions import builtin_questions, read_questions
 from wise.training.router.calibration import measure
 from wise.training.router.encoder_training import MEASURING, train_reader
@@ -86,7 +86,7 @@ def test_what_it_says_are_the_figures_of_the_file_that_it_wrote(
     assert set(told) == {*FIGURES, "kinds", "relations", "wordings", "questions", "output"}
     assert (told["kinds"], told["relations"], told["wordings"], told["output"]) == (1, 4, 8, str(file))
     assert told["questions"]["name"] == "ships.toml"
-    reader = load_encoder(str(encoder), taught=file)
+    reader = load_encoder(str(encoder), relations=file)
     own = read_questions(questions)
     found = measure(reader.read, own, split(own)[1], reader.relation_centres)
     for name in FIGURES:
@@ -99,11 +99,11 @@ def test_what_it_says_are_the_figures_of_the_file_that_it_wrote(
 def test_an_encoder_that_is_a_pickle_is_not_read(encoder: Path, tmp_path: Path) -> None:
     shutil.copytree(encoder, tmp_path / "pickled")
     weights = tmp_path / "pickled" / "model.safetensors"
-    assert load_base(str(weights.parent))
+    assert load_untrained(str(weights.parent))
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
     with pytest.raises(wise.ConfigError, match="pickled' cannot be loaded"):
-        load_base(str(weights.parent))
+        load_untrained(str(weights.parent))
 
 
 def test_teaching_moves_the_encoder_and_is_the_same_for_a_seed(
@@ -116,7 +116,7 @@ def test_teaching_moves_the_encoder_and_is_the_same_for_a_seed(
         train_reader(tmp_path / name, again, encoder=str(encoder), steps=3, seed=seed, progress=lambda *_: None)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert first.read_bytes() == (tmp_path / "again").read_bytes() != (tmp_path / "other").read_bytes()
-    own, plain = load_file(first), dict(load_base(str(encoder))[0].named_parameters())
+    own, plain = load_file(first), dict(load_untrained(str(encoder))[0].named_parameters())
     assert any("layer.1." in name and tensor.any() for name, tensor in own.items() if name in plain)
 
 
@@ -138,7 +138,7 @@ def test_an_edit_is_made_with_what_was_taught(
     base = AutoModelForCausalLM.from_pretrained(model_path())
     wrapped = wise.WiseModel.from_pretrained(tmp_path / "memory", base, AutoTokenizer.from_pretrained(model_path()))
     assert wrapped.wise_config.relations == str(file) and wrapped.inputs is not None
-    assert wrapped.inputs.reader.name == load_encoder(str(encoder), taught=file).name
+    assert wrapped.inputs.reader.name == load_encoder(str(encoder), relations=file).name
     assert wrapped.ask("The capital of France is")[0].text == "Lyon"
     shown = CliRunner().invoke(app, ["info", *told, "--json"])
     model = json.loads(shown.stdout.splitlines()[-1])["model"]

@@ -18,8 +18,7 @@ from transformers import AutoTokenizer
 
 from wise.demo import model_path
 from wise.errors import ConfigError
-from wise.ingest import open_reader
-from wise.memory.store.store import Store
+from wise.memory.store.store import Store, open_reader
 from wise.namespaces import split
 from wise.serving.auth import add_token_line, token_line
 from wise.serving.endpoint_plugin import EditEndpoints

@@ -10,7 +10,7 @@ from serving import demo_model, running
 from waiting import until
 
 import wise
-from wise.ingest import open_reader
+from wise.memory.store.store import open_reader
 from wise.memory.store.versions import Snapshot
 from wise.serving import follower as module
 from wise.serving.engines import EngineError, MemoryHandle

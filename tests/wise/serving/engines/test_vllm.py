@@ -31,7 +31,7 @@ from wise.serving.engines import vllm as module
 from wise.serving.engines.vllm import VllmEngine
 from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
-from wise.vllm.front_end import this_process
+from wise.vllm.front_end_watch import this_process
 
 STATE = answer_state()
 ROUTER = answer_router(STATE)

@@ -1,4 +1,4 @@
-"""The end of the front end. If it is killed, vLLM's other processes stay behind with all their memory."""
+"""Ends a worker of vLLM when its front end has ended, however it ended: it would stay behind with all its memory."""
 
 from __future__ import annotations
 

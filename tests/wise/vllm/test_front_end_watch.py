@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
-from wise.vllm.front_end import end_with, this_process
+from wise.vllm.front_end_watch import end_with, this_process
 
 WORKER = """
 import sys
-from wise.vllm.front_end import end_with
+from wise.vllm.front_end_watch import end_with
 end_with((sys.argv[1], int(sys.argv[2])))
 print("watches", flush=True)
 sys.stdin.read()
