@@ -79,7 +79,7 @@ async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterat
             job.cancel()
 
 
-class Writer(ABC):
+class AnswerSerializer(ABC):
     """Writes the answers to one request in one of OpenAI's forms."""
 
     prefix: ClassVar[str]
@@ -147,7 +147,7 @@ class Writer(ABC):
         )
 
 
-class CompletionWriter(Writer):
+class CompletionSerializer(AnswerSerializer):
     prefix = "cmpl"
     chunk_object = "text_completion"
 
@@ -204,7 +204,7 @@ class CompletionWriter(Writer):
             found[name].append(value)
 
 
-class ChatWriter(Writer):
+class ChatSerializer(AnswerSerializer):
     prefix = "chatcmpl"
     chunk_object = "chat.completion.chunk"
 

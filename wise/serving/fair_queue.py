@@ -1,4 +1,4 @@
-"""A queue before something that one at a time may use: bounded, and one holder after the other."""
+"""A bounded queue for what only one may use at a time: holders of tokens take turns, however many wait for each."""
 
 from __future__ import annotations
 

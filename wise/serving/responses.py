@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from wise.serving.answers import ChatWriter, GeneratedAnswer, deltas_of, usage_of
+from wise.serving.answers import ChatSerializer, GeneratedAnswer, deltas_of, usage_of
 from wise.serving.engines import Job
 from wise.serving.event_stream import event
 from wise.serving.schemas import Body, Text
@@ -198,7 +198,7 @@ class ResponseAnswer(BaseModel):
     wise: WiseMetadata | None = None
 
 
-class ResponseWriter(ChatWriter):
+class ResponseSerializer(ChatSerializer):
     """Writes the one answer to a request."""
 
     def __init__(self, service: Service, request: ResponseRequest, version: int) -> None:

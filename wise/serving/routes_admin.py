@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field
 from wise.serving.auth import READER, AuthorizedRoute, NamespaceReader, Reader, details_allowed, requires
 from wise.serving.editor_client import FAILING, READY, STATES
 from wise.serving.http_errors import ERRORS, not_found, unavailable
-from wise.serving.service import Served
+from wise.serving.service import ServiceDep
 
 router = APIRouter(tags=["operation"], route_class=AuthorizedRoute)
 console = APIRouter(include_in_schema=False)
@@ -60,7 +60,7 @@ class TokenView(BaseModel):
 
 
 @router.get("/health")
-async def health(service: Served) -> Health:
+async def health(service: ServiceDep) -> Health:
     """Whether the process works; 503 if it must be restarted."""
     if not service.engine.alive:
         raise unavailable("the engine has ended; see the log, and start the service again")
@@ -68,7 +68,7 @@ async def health(service: Served) -> Health:
 
 
 @router.get("/ready", response_model_exclude_none=True)
-async def ready(request: Request, service: Served) -> Readiness:
+async def ready(request: Request, service: ServiceDep) -> Readiness:
     """Whether requests should come here, for answers; 503 with the reason if not.
 
     With a reader's token it says more, and what the editor does.
@@ -109,7 +109,7 @@ class Status(BaseModel):
 
 
 @router.get("/v1/status", responses=DENIED)
-async def status(service: Served, _: Reader) -> Status:
+async def status(service: ServiceDep, _: Reader) -> Status:
     """What answering and editing do, and why one of them does not."""
     editor, current = service.editor, service.follower.current
     return Status(
@@ -143,7 +143,7 @@ async def token(holder: NamespaceReader) -> TokenView:
 @router.get(
     "/metrics", response_class=Response, dependencies=[Depends(requires(READER, unless_open=True))], responses=DENIED
 )
-async def metrics(service: Served) -> Response:
+async def metrics(service: ServiceDep) -> Response:
     """In the format of Prometheus; needs a reader's token, unless `open_metrics` is set."""
     metrics, editor = service.metrics, service.editor
     metrics.set_queue(*await run_in_threadpool(service.follower.queue))

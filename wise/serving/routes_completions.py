@@ -16,10 +16,10 @@ from wise.edits import DEFAULT_NAMESPACE
 from wise.serving import prompts, schemas_chat
 from wise.serving import schemas_completions as schemas
 from wise.serving.answers import (
-    ChatWriter,
-    CompletionWriter,
+    AnswerSerializer,
+    ChatSerializer,
+    CompletionSerializer,
     GeneratedAnswer,
-    Writer,
     active_edits,
     deltas_of,
     token_routes,
@@ -31,8 +31,8 @@ from wise.serving.engines import GenerationRequest, MemoryHandle
 from wise.serving.event_stream import event_stream
 from wise.serving.http_errors import bad_request
 from wise.serving.logs import note
-from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseWriter
-from wise.serving.service import Served, Service
+from wise.serving.responses import ResponseAnswer, ResponseRequest, ResponseSerializer
+from wise.serving.service import Service, ServiceDep
 from wise.training.encoding import Question
 
 router = APIRouter(prefix="/v1", tags=["answers"], route_class=AuthorizedRoute)
@@ -46,14 +46,14 @@ STREAM: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/models")
-async def models(service: Served, _: NamespaceReader) -> schemas.ModelList:
+async def models(service: ServiceDep, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model; the default one first, since clients take the first."""
     found = sorted(service.visible().items(), key=lambda one: one[1].namespace != DEFAULT_NAMESPACE)
     return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found])
 
 
 @router.get("/models/{model:path}")
-async def model(model: str, service: Served, _: NamespaceReader) -> schemas.Model:
+async def model(model: str, service: ServiceDep, _: NamespaceReader) -> schemas.Model:
     return _model(service, model, service.handle(model))
 
 
@@ -68,31 +68,31 @@ def _model(service: Service, name: str, handle: MemoryHandle) -> schemas.Model:
 
 @router.post("/completions", response_model=schemas.Completion, responses=STREAM)
 async def completions(
-    body: schemas.CompletionRequest, request: Request, service: Served, _: NamespaceReader
+    body: schemas.CompletionRequest, request: Request, service: ServiceDep, _: NamespaceReader
 ) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = await service.in_thread(prompts.completion_requests, service, body)
     echoed = await service.in_thread(prompts.echoed, service, body, requests) if body.echo else None
-    writer = CompletionWriter(service, body, requests[0].handle.version, echoed)
-    return await _answer(request, writer, requests, body.best_of)
+    serializer = CompletionSerializer(service, body, requests[0].handle.version, echoed)
+    return await _answer(request, serializer, requests, body.best_of)
 
 
 @router.post("/chat/completions", response_model=schemas_chat.ChatCompletion, responses=STREAM)
-async def chat(body: schemas_chat.ChatRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
+async def chat(body: schemas_chat.ChatRequest, request: Request, service: ServiceDep, _: NamespaceReader) -> Response:
     """Answers messages. If the model has no chat template, it reads their texts, one per line."""
     requests = await service.in_thread(prompts.chat_requests, service, body)
-    return await _answer(request, ChatWriter(service, body, requests[0].handle.version), requests)
+    return await _answer(request, ChatSerializer(service, body, requests[0].handle.version), requests)
 
 
 @router.post("/responses", response_model=ResponseAnswer, responses=STREAM)
-async def respond(body: ResponseRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
+async def respond(body: ResponseRequest, request: Request, service: ServiceDep, _: NamespaceReader) -> Response:
     """Answers as OpenAI's Responses API does. Nothing is stored: `input` is the whole conversation."""
     requests = await service.in_thread(prompts.chat_requests, service, body.chat, "input")
-    return await _answer(request, ResponseWriter(service, body, requests[0].handle.version), requests)
+    return await _answer(request, ResponseSerializer(service, body, requests[0].handle.version), requests)
 
 
 @router.post("/ask", response_model=schemas.AskAnswer)
-async def ask(body: schemas.AskRequest, request: Request, service: Served, _: NamespaceReader) -> Response:
+async def ask(body: schemas.AskRequest, request: Request, service: ServiceDep, _: NamespaceReader) -> Response:
     """Greedy answers to the model's own stop, without and with the edits of one version."""
     questions, requests = await service.in_thread(prompts.ask_requests, service, body)
     answers = await _generate(service, request, requests, None)
@@ -122,7 +122,7 @@ def _asked(service: Service, questions: Sequence[Question], answers: Sequence[Ge
 
 @tokens.post("/tokenize")
 async def tokenize(
-    body: schemas_chat.TokenizeRequest, service: Served, _: NamespaceReader
+    body: schemas_chat.TokenizeRequest, service: ServiceDep, _: NamespaceReader
 ) -> schemas_chat.TokenizeAnswer:
     """The ids of a text, or of messages up to where the answer begins."""
     service.namespace(body.model)
@@ -141,7 +141,7 @@ def _token_ids(service: Service, body: schemas_chat.TokenizeRequest) -> list[int
 
 @tokens.post("/detokenize")
 async def detokenize(
-    body: schemas_chat.DetokenizeRequest, service: Served, _: NamespaceReader
+    body: schemas_chat.DetokenizeRequest, service: ServiceDep, _: NamespaceReader
 ) -> schemas_chat.DetokenizeAnswer:
     """The text of ids, special tokens included."""
     service.namespace(body.model)
@@ -153,20 +153,20 @@ async def detokenize(
 
 
 async def _answer(
-    request: Request, writer: Writer, requests: Sequence[GenerationRequest], best_of: int | None = None
+    request: Request, serializer: AnswerSerializer, requests: Sequence[GenerationRequest], best_of: int | None = None
 ) -> Response:
     """best_of: answers that are generated to each prompt, of which the best `n` are given."""
-    service, body, version = writer.service, writer.body, requests[0].handle.version
+    service, body, version = serializer.service, serializer.body, requests[0].handle.version
     headers = {"X-Wise-Version": str(version)}
     if body.stream:
         job = service.submit(requests, body.options.deadline)  # before the answer begins: errors keep their status
-        events = writer.stream(job, [GeneratedAnswer(one) for one in requests], partial(_note, version))
+        events = serializer.stream(job, [GeneratedAnswer(one) for one in requests], partial(_note, version))
         return event_stream(events, request.state.access, headers)
     answers = await _generate(service, request, requests, body.options.deadline)
     usage = usage_of(answers)
     _note(version, usage)
     given = answers if best_of is None else _best(answers, best_of, body.n or 1)
-    return await service.in_thread(lambda: JSONResponse(writer.answer(given, usage), headers=headers))
+    return await service.in_thread(lambda: JSONResponse(serializer.answer(given, usage), headers=headers))
 
 
 def _best(answers: Sequence[GeneratedAnswer], each: int, n: int) -> list[GeneratedAnswer]:

@@ -21,7 +21,7 @@ from wise.serving.clients import while_connected
 from wise.serving.edit_size import check_size
 from wise.serving.http_errors import bad_request, conflict, not_found, unavailable
 from wise.serving.logs import audit
-from wise.serving.store_service import Stored, StoreService
+from wise.serving.store_service import StoreService, StoreServiceDep
 from wise.training.report import SUPERSEDED
 
 router = APIRouter(prefix="/v1", tags=["edits"], route_class=AuthorizedRoute)
@@ -70,7 +70,7 @@ def _ticket_filter(
 async def submit(
     body: schemas.EditsRequest,
     request: Request,
-    service: Stored,
+    service: StoreServiceDep,
     holder: NamespaceEditor,
     response: Response,
     idempotency_key: Key = None,
@@ -91,7 +91,7 @@ async def submit(
 
 @router.get("/edits")
 def list_edits(
-    service: Stored,
+    service: StoreServiceDep,
     holder: NamespaceReader,
     wanted: Annotated[TicketFilter, Depends(_ticket_filter)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
@@ -107,7 +107,7 @@ def list_edits(
 
 @router.post("/edits/preview")
 async def preview(
-    body: schemas.PreviewRequest, request: Request, service: Stored, holder: NamespaceEditor
+    body: schemas.PreviewRequest, request: Request, service: StoreServiceDep, holder: NamespaceEditor
 ) -> schemas.PreviewAnswer:
     """Answers to an edit's prompt, its paraphrases and further prompts, before and after it. Nothing is changed.
 
@@ -147,7 +147,7 @@ def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Hol
 
 
 @router.get("/edits/{edit_id}")
-def show(edit_id: EditId, service: Stored, _: NamespaceReader) -> schemas.EditHistory:
+def show(edit_id: EditId, service: StoreServiceDep, _: NamespaceReader) -> schemas.EditHistory:
     """An edit as it was last submitted, and its events since."""
     ticket = _newest_ticket(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
@@ -160,7 +160,7 @@ async def replace(
     edit_id: EditId,
     body: schemas.Replacement,
     request: Request,
-    service: Stored,
+    service: StoreServiceDep,
     holder: NamespaceEditor,
     response: Response,
     idempotency_key: Key = None,
@@ -182,7 +182,7 @@ async def replace(
 @router.delete("/edits/{edit_id}")
 async def delete(
     edit_id: EditId,
-    service: Stored,
+    service: StoreServiceDep,
     holder: NamespaceEditor,
     reason: Annotated[schemas.Text | None, Query(min_length=1, max_length=2000)] = None,
 ) -> schemas.VersionView:
@@ -205,7 +205,7 @@ async def delete(
 
 @router.post("/edits/{edit_id}/erase")
 async def erase(
-    edit_id: EditId, service: Stored, holder: Admin, body: schemas.ErasureRequest | None = None
+    edit_id: EditId, service: StoreServiceDep, holder: Admin, body: schemas.ErasureRequest | None = None
 ) -> schemas.ErasureAnswer:
     """Takes the text and the tensors of a deleted edit out of every file of the store. This cannot be undone.
 

@@ -18,7 +18,7 @@ from wise.formats.edit_file import read_edits
 from wise.serving import schemas
 from wise.serving.auth import AuthorizedRoute, NamespaceEditor, NamespaceReader, sees
 from wise.serving.http_errors import bad_request
-from wise.serving.service import Served
+from wise.serving.service import ServiceDep
 
 router = APIRouter(prefix="/v1/files", tags=["edits"], route_class=AuthorizedRoute)
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv")
@@ -67,7 +67,7 @@ def _read_upload(content: bytes, ending: str, format: str, columns: str | None) 
 
 @router.get("/edits", response_class=StreamingResponse, responses={200: {"content": {"application/jsonl": LINES}}})
 async def export(
-    service: Served,
+    service: ServiceDep,
     _: NamespaceReader,
     namespace: Annotated[schemas.Namespace | None, Query(max_length=200, description="Default: all.")] = None,
 ) -> StreamingResponse:

@@ -17,7 +17,7 @@ from wise.serving.http_errors import bad_request, conflict, not_found
 from wise.serving.logs import audit
 from wise.serving.routes_edits import when_served
 from wise.serving.schemas import DiffAnswer, EditSummary, EventView, RollbackRequest, VersionList, VersionView
-from wise.serving.service import Served, Service
+from wise.serving.service import Service, ServiceDep
 
 router = APIRouter(prefix="/v1", route_class=AuthorizedRoute)
 Number = Annotated[int, Path(ge=0, lt=2**63)]
@@ -36,7 +36,7 @@ EVENT = {
 
 @router.get("/versions", tags=["versions"])
 def list_versions(
-    service: Served,
+    service: ServiceDep,
     _: Reader,
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last version not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
@@ -51,14 +51,14 @@ def list_versions(
 
 
 @router.get("/versions/{number}", tags=["versions"])
-def show(number: Number, service: Served, _: Reader) -> VersionView:
+def show(number: Number, service: ServiceDep, _: Reader) -> VersionView:
     return VersionView(**vars(_version(service, number)))
 
 
 @router.get("/versions/{number}/diff", tags=["versions"])
 def diff(
     number: Number,
-    service: Served,
+    service: ServiceDep,
     _: Reader,
     against: Annotated[int | None, Query(ge=0, lt=2**63, description="Default: the version before.")] = None,
 ) -> DiffAnswer:
@@ -76,7 +76,9 @@ def diff(
 
 
 @router.post("/versions/{number}/rollback", tags=["versions"])
-async def rollback(number: Number, service: Served, holder: Admin, body: RollbackRequest | None = None) -> VersionView:
+async def rollback(
+    number: Number, service: ServiceDep, holder: Admin, body: RollbackRequest | None = None
+) -> VersionView:
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
@@ -106,7 +108,7 @@ def _readable(service: Service, number: int) -> Version:
 )
 async def events(
     request: Request,
-    service: Served,
+    service: ServiceDep,
     _: NamespaceReader,
     since: Annotated[
         int | None, Query(ge=0, lt=2**63, description="The last event not wanted; default: only new ones.")

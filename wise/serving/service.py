@@ -192,5 +192,5 @@ def _engine(model: WiseModel, settings: Settings, metrics: Metrics, grammars: Gr
     return VllmEngine(model, settings, metrics)
 
 
-Served = Annotated[Service, Depends(service_of)]
+ServiceDep = Annotated[Service, Depends(service_of)]
 """The parameter of a route that needs the service."""

@@ -87,5 +87,5 @@ def service_of(request: Request) -> Any:
     return request.app.state.service
 
 
-Stored = Annotated[StoreService, Depends(service_of)]
+StoreServiceDep = Annotated[StoreService, Depends(service_of)]
 """The parameter of a route that needs no engine."""

@@ -49,7 +49,7 @@ class Sampler:
         if self._changes_logits:
             logits = self._adjusted_logits(logits)
             likeliest = int(logits.argmax())
-        token = likeliest if self._request.temperature < GREEDY else self._drawn(logits.float().cpu())
+        token = likeliest if self._request.temperature < GREEDY else self._random_token(logits.float().cpu())
         self._counts[token] += 1
         if self._matcher is not None:
             self._matcher.take(token)
@@ -71,7 +71,7 @@ class Sampler:
             logits[[*self._counts]] -= request.frequency_penalty * counts + request.presence_penalty
         return logits
 
-    def _drawn(self, logits: Tensor) -> int:
+    def _random_token(self, logits: Tensor) -> int:
         request = self._request
         best = logits.max()
         if not torch.isfinite(best):

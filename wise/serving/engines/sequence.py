@@ -124,29 +124,33 @@ class GeneratedSequence:
         token = self._sampler.draw(logits, likeliest)
         self.tokens.append(token)
         top = self.request.top_logprobs
-        chances = () if top is None else logprobs(logits[None], [token], top)
+        token_logprobs = () if top is None else logprobs(logits[None], [token], top)
         text = "" if token in self._ends else self._detokenizer.add(token)
         stops = token in self._ends or self._detokenizer.stopped or self._sampler.complete
         if stops or len(self.tokens) >= self.request.max_new_tokens:
-            return self.end("stop" if stops else "length", text, (token,), chances)
-        return self._delta(text, (token,), chances)
+            return self.end("stop" if stops else "length", text, (token,), token_logprobs)
+        return self._delta(text, (token,), token_logprobs)
 
     def end(
-        self, reason: FinishReason, text: str = "", tokens: tuple[int, ...] = (), chances: tuple[Logprobs, ...] = ()
+        self,
+        reason: FinishReason,
+        text: str = "",
+        tokens: tuple[int, ...] = (),
+        token_logprobs: tuple[Logprobs, ...] = (),
     ) -> Delta:
         """The last delta, with these tokens in it."""
         text += self._detokenizer.end()
         self.finish = reason  # not before: what goes wrong is told to who waits for one that has not ended
-        return self._delta(text, tokens, chances)
+        return self._delta(text, tokens, token_logprobs)
 
-    def _delta(self, text: str, tokens: tuple[int, ...], chances: tuple[Logprobs, ...]) -> Delta:
+    def _delta(self, text: str, tokens: tuple[int, ...], token_logprobs: tuple[Logprobs, ...]) -> Delta:
         routed, self._routed = tuple(self._routed), []
         read, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return Delta(
             index=self.index,
             text=text,
             tokens=tokens,
-            logprobs=chances,
+            logprobs=token_logprobs,
             routed=routed,
             finish=self.finish,
             prompt_logprobs=read,
