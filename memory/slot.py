@@ -40,9 +40,12 @@ class Slot(ABC):
 
     @property
     def threshold(self) -> float:
-        """Routing score from which the slot speaks: the smallest over its edits, infinite without any.
+        """Routing score from which the slot speaks: the smallest of `scores`, infinite without any.
 
-        A pure function of the edits it now holds (WISE takes the smallest ever seen, which can only fall).
+        The writer sets the scores: in `hybrid` by `Wordings.threshold` (`wise.training.wordings`), in `merge` and
+        `retrieve` as a share of the edit's own activation score (`wise.training.writers.masked_dense`). So a threshold
+        is a pure function of the edits that the slot now holds (WISE takes the smallest ever seen, which can only
+        fall).
         """
         return min(self.scores, default=float("inf"))
 
@@ -146,6 +149,7 @@ class MaskedDenseSlot(Slot):
 CHAT, COMPLETION = 0, 1
 """Forms in which an answer is given: a turn of a chat, or the end of a plain text."""
 FORMS = 2
+"""How many forms there are."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

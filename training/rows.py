@@ -29,7 +29,7 @@ class Rows:
     hidden_before: Tensor | None
     """`[batch, context, d]` the same in the context (`UPPER`)."""
     activations: Tensor
-    """`[batch, targets, f]` the input of the value target_module."""
+    """`[batch, targets, f]` the input of the edited module."""
     outputs: Tensor
     """`[batch, targets, d]` what the edited module gave."""
     context: Tensor

@@ -56,7 +56,7 @@ LOW_PRECISION = 0.1
 """The same in half precision, and of a quantized base, whose rounding depends on what else is in a batch."""
 
 Delta = Callable[[Tensor], Tensor]
-"""`[batch, targets, f] -> [batch, targets, d]`: what is added to the value target_module."""
+"""`[batch, targets, f] -> [batch, targets, d]`: what is added to the edited module's output."""
 
 
 class Observation(NamedTuple):

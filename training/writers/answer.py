@@ -17,7 +17,7 @@ from wise.memory.slot import FORMS, AnswerSlot, Slot
 from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
-from wise.training.writers.answer_fitting import Examples, Stepping, Values
+from wise.training.writers.answer_fitting import AnswerValues, Examples, ValueFitting
 from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
 
 ON_GPU, ON_CPU = 16, 4
@@ -66,9 +66,9 @@ class AnswerWriter:
         parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
         examples = self._examples([_of_form(asked[i], form) for i, form in parts])
         unit = float(examples.own.outputs[:, 0].float().square().mean().sqrt())  # at the ends of the prompts
-        values = Values(examples.own.activations, self.spliced.target_module.out_features, unit)
+        values = AnswerValues(examples.own.activations, self.spliced.target_module.out_features, unit)
         steps = longer * self.config.max_steps
-        fit = Stepping(self.spliced, examples, values, max_steps=steps, rate=rate).run(
+        fit = ValueFitting(self.spliced, examples, values, max_steps=steps, rate=rate).run(
             lambda done: progress(before + done * len(edits) // len(parts))
         )
         written: SlotResults = []

@@ -28,25 +28,25 @@ WITHIN, STUCK = 12, 0.02
 """An edit whose own prompt is right is also done when its loss fell by less than this share in so many steps."""
 
 
-class Values:
-    """The vectors of many edits `[edits, tokens, d]`, in units in which one learning rate fits every base."""
+class AnswerValues:
+    """The vectors of many edits `[edits, tokens, d]`, scaled so that one learning rate fits every base."""
 
     def __init__(self, own: Tensor, features_out: int, unit: float) -> None:
         """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
         self.unit = unit
-        self.values = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
+        self.scaled = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
 
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
         """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
-        return self.values[edits.to(self.values.device), : activation.shape[1]] * self.unit
+        return self.scaled[edits.to(self.scaled.device), : activation.shape[1]] * self.unit
 
     def of(self, edit: int, count: int) -> Tensor:
         """`[count, d]` float32 on the CPU."""
-        return (self.values.detach()[edit, :count] * self.unit).float().cpu().clone()
+        return (self.scaled.detach()[edit, :count] * self.unit).float().cpu().clone()
 
     def size(self, edits: Tensor) -> Tensor:
         """`[edits]` the sum over tokens of the mean square of a value, in units."""
-        return self.values[edits.to(self.values.device)].square().mean(-1).sum(-1)
+        return self.scaled[edits.to(self.scaled.device)].square().mean(-1).sum(-1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,7 +62,7 @@ class Examples:
     """`[rows]` bool: it is the edit's own prompt, with nothing before it."""
 
 
-class StepResult(NamedTuple):
+class ValueFit(NamedTuple):
     """The result of each edit."""
 
     fitted: list[bool]
@@ -71,19 +71,21 @@ class StepResult(NamedTuple):
     loss: list[float]
 
 
-class Stepping:
+class ValueFitting:
     """Adam on the values of edits."""
 
-    def __init__(self, spliced: SplicedModel, examples: Examples, form: Values, *, max_steps: int, rate: float) -> None:
+    def __init__(
+        self, spliced: SplicedModel, examples: Examples, values: AnswerValues, *, max_steps: int, rate: float
+    ) -> None:
         """max_steps: 0 only checks the values as they are. rate: times `RATE`."""
-        self.spliced, self.examples, self.form, self.max_steps = spliced, examples, form, max_steps
+        self.spliced, self.examples, self.values, self.max_steps = spliced, examples, values, max_steps
         count = len(examples.own)
-        self.optimizer = torch.optim.Adam([form.values], lr=rate * RATE)
+        self.optimizer = torch.optim.Adam([values.scaled], lr=rate * RATE)
         self.wrong = torch.ones(len(examples.rows), dtype=torch.bool)
         self.row_loss = torch.full((len(examples.rows),), torch.inf)
         self.steps = torch.zeros(count, dtype=torch.long)
 
-    def run(self, progress: Progress) -> StepResult:
+    def run(self, progress: Progress) -> ValueFit:
         owner, bare = self.examples.owner, self.examples.bare
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)
@@ -92,8 +94,8 @@ class Stepping:
         for step in range(self.max_steps + 1):
             between_steps()
             last = step == self.max_steps
-            looked = active[owner] & (whole[owner] | self._failing() | last)
-            objective = self._look(looked)
+            checked = active[owner] & (whole[owner] | self._failing() | last)
+            objective = self._check(checked)
             losses.append(self._mean())
             yes, nowhere = torch.tensor(True), torch.zeros_like(active)
             failing = nowhere.index_put((owner[self._failing()],), yes)
@@ -107,7 +109,7 @@ class Stepping:
                 break
             self._step(objective[going[active].to(objective.device)].sum(), going)
             active = going
-        return StepResult((~self.wrong[bare]).tolist(), self.steps.tolist(), self._mean().tolist())
+        return ValueFit((~self.wrong[bare]).tolist(), self.steps.tolist(), self._mean().tolist())
 
     def _failing(self) -> Tensor:
         return self.wrong | (self.row_loss > ENOUGH)
@@ -118,7 +120,7 @@ class Stepping:
         return torch.zeros(len(self.steps)).index_add(0, owner, self.row_loss) / torch.bincount(owner)
 
     def _step(self, objective: Tensor, going: Tensor) -> None:
-        values = self.form.values
+        values = self.values.scaled
         before = values.detach().clone()
         (values.grad,) = torch.autograd.grad(objective, [values])
         self.optimizer.step()
@@ -126,14 +128,14 @@ class Stepping:
             values.copy_(torch.where(going.to(values.device).view(-1, 1, 1), values, before))
         self.steps += going
 
-    def _look(self, looked: Tensor) -> Tensor:
-        """The objective of each edit that has rows among `looked`; records the loss of each row."""
-        places = looked.nonzero()[:, 0]
+    def _check(self, checked: Tensor) -> Tensor:
+        """The objective of each edit that has rows among `checked`; records the loss of each row."""
+        places = checked.nonzero()[:, 0]
         rows = self.examples.rows.select(places)
         edits, owner = torch.unique_consecutive(self.examples.owner[places], return_inverse=True)
         device = self.spliced.device
         own = self.examples.owner[places]
-        logits = self.spliced.labelled_logits(rows, lambda activation: self.form.delta(own, activation))
+        logits = self.spliced.labelled_logits(rows, lambda activation: self.values.delta(own, activation))
         labelled = rows.labels != -100
         row, labels = labelled.nonzero()[:, 0], rows.labels[labelled]
         tokens = cross_entropy(logits.float(), labels, reduction="none")
@@ -142,4 +144,4 @@ class Stepping:
         self.row_loss[places], self.wrong[places] = by_row.detach().cpu(), (wrong > 0).cpu()
         owner = owner.to(device)
         mean = by_row.new_zeros(len(edits)).index_add(0, owner, by_row) / torch.bincount(owner)
-        return mean + DECAY * self.form.size(edits).to(device)
+        return mean + DECAY * self.values.size(edits).to(device)

@@ -24,7 +24,7 @@ from wise.errors import EditError, listed
 from wise.formats.conflict_edit import PITFALLS
 from wise.formats.fields import JsonRow, Note
 from wise.formats.layout import Layout
-from wise.formats.layouts import FORMS
+from wise.formats.layouts import MAPPED_LAYOUTS
 from wise.formats.mquake import CASES, FACTS
 from wise.formats.ripple import RIPPLE_EDITS
 from wise.formats.tracked_row import peek
@@ -32,7 +32,7 @@ from wise.formats.unke import UNKE
 
 __all__ = ["FORMATS", "LAYOUTS", "Layout", "Note", "JsonRow", "holds_facts", "recognise"]
 
-LAYOUTS: tuple[Layout, ...] = (*FORMS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
+LAYOUTS: tuple[Layout, ...] = (*MAPPED_LAYOUTS, CASES, FACTS, RIPPLE_EDITS, UNKE, PITFALLS)
 
 FORMATS: tuple[str, ...] = ("auto", *sorted({layout.format for layout in LAYOUTS}))
 """What may be asked for."""

@@ -22,7 +22,7 @@ _KNOWEDIT = tuple(
     )
 )
 
-_FORMS = (
+_RECORD_FORMS = (
     RecordForm(
         format="wise", prompt="prompt", target="target", strict=True,
         unread=("id", "paraphrases", "locality", "author", "time", "namespace", "test"),
@@ -147,4 +147,4 @@ _FORMS = (
         unread=("id", "rephrases", "prediction", "meta"),
     ),
 )
-FORMS: tuple[Layout, ...] = tuple(form.layout() for form in _FORMS)
+MAPPED_LAYOUTS: tuple[Layout, ...] = tuple(form.layout() for form in _RECORD_FORMS)
