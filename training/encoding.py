@@ -80,7 +80,7 @@ class Encoder:
     template: ChatTemplate | None = None
     """The base's chat template; None without one."""
     chat_terminator: tuple[int, ...] = ()
-    """The same in a chat."""
+    """Ids after an answer in a chat, the last being an end-of-sequence; none without a template."""
     in_chat: bool = False
     """Whether a text is asked as a turn of a chat by default: in `hybrid`, if the base has a chat template."""
 

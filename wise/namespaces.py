@@ -1,4 +1,6 @@
-"""Editing by namespace, as the service and the store's commands do it.
+"""A model and a store: whether they fit, and editing by namespace, as the service and the store's commands do it.
+
+A store's edits are of one base, precision, mode and relation reader.
 
 One state holds the edits of all namespaces. Edits of different namespaces share no slot and replace one another in no
 case, so each namespace is served as if there were no other. `WiseModel` itself knows no namespaces.
