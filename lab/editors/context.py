@@ -38,7 +38,7 @@ Progress = Callable[[str, int, int], None]
 
 
 def silent(what: str, done: int, total: int) -> None:
-    """The progress of which nobody is told."""
+    """A `Progress` that shows nothing."""
 
 
 TokenRow = tuple[list[int], list[int]]

@@ -83,7 +83,7 @@ class Rome(SubjectEditor[RomeSettings]):
         return applied
 
     def _direction(self, key: Tensor, edit: Edit) -> Tensor:
-        """`[f]` C^-1 k* over its product with k*. Raises EditError for a key that is nought."""
+        """`[f]` C^-1 k* over its product with k*. Raises EditError for a key that is zero."""
         key = key.double()
         towards = torch.cholesky_solve(key[:, None], self.factor)[:, 0]
         product = torch.dot(towards, key)

@@ -38,9 +38,11 @@ def _places(text: str, subject: str) -> list[int]:
 
 
 def _offsets(encoder: Encoder, prompt: str) -> tuple[str, Sequence[tuple[int, int]]]:
-    """The prompt, and the range of its characters that each token covers; empty for special tokens. A tokenizer that
-    gives no offsets is asked for what every number of its tokens reads as; the text is then what all of them read
-    as."""
+    """The prompt, and the range of its characters that each token covers; empty for special tokens.
+
+    If a tokenizer gives no offsets, the first 1, 2, 3, ... tokens are decoded, and a token covers what it adds. The
+    text is then that of all tokens.
+    """
     if encoder.tokenizer.is_fast:
         result = encoder.tokenizer(prompt, return_offsets_mapping=True)["offset_mapping"]
         return prompt, [(int(left), int(right)) for left, right in result]

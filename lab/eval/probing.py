@@ -31,8 +31,8 @@ MAX_ANSWERS = 8
 """Answers of a query whose tokens are fed in: the first ones. Some have over a hundred, other spellings mostly."""
 UNMOVED = frozenset({"locality.gold", "locality.distracting", "ripple.preservation", "ripple.relation_specificity"})
 """Kinds that are left out where another edit asks for the very same: their answer is meant to change."""
-OF_THE_EDIT = frozenset({"ood", "conflict", "single_hops"})
-"""Kinds that may ask an edit's own prompt."""
+ALWAYS_ASKED = frozenset({"ood", "conflict", "single_hops"})
+"""Kinds of which a probe is asked also if fitting used its question, or an edit changed its answer."""
 LABEL = "answer:"
 """What some models begin the answer to a question with."""
 ARTICLES = ("the ", "a ", "an ")
@@ -152,7 +152,7 @@ def _choose(prompter: Prompter, selection: Selection) -> _ChosenProbes:
 
 
 def _is_excluded(probe: Probe, selection: Selection) -> bool:
-    if probe.kind in OF_THE_EDIT:
+    if probe.kind in ALWAYS_ASKED:
         return False
     left_out = selection.edited if probe.kind in UNMOVED else selection.fitted
     return any(query.prompt in left_out for query in probe.queries)

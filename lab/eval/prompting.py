@@ -141,7 +141,7 @@ class PromptRow:
 class Prompter:
     """Asks the edited model, or its base.
 
-    Each method takes the name of what is asked, which `progress` is told, and whether the base is to answer.
+    Each method takes the name of what is asked, which goes to `progress`, and whether the base is to answer.
     """
 
     def __init__(self, model: EditedModel, progress: Progress = silent) -> None:
@@ -192,7 +192,7 @@ class Prompter:
         return self.model if isinstance(self.model, WholePrompts) and not base else WholePrompts()
 
     def _read(self, model: PreTrainedModel, part: Sequence[PromptRow], *, base: bool) -> list[Tensor]:
-        """`logits` of rows, of which an editor that looks at whole prompts is told where these end."""
+        """`logits` of rows. An editor that looks at whole prompts gets to know where each prompt ends."""
         whole = self._whole(base)
         given = whole.given([row.prompt for row in part])
         rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from wise.edits import Edit
     from wise.lab.eval.chat.facts import Fact
     from wise.lab.eval.prompting import EditedModel
+    from wise.training.report import EditReport
 
 FORMS = ("chat", "completion")
 
@@ -120,21 +121,13 @@ def eval_chat(
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
             wrapped.save_pretrained(save)
-        about: dict[str, Any] = {
+        about: dict[str, Any] = _editing_figures(report, chosen) | {
             "editor": editor,
             "edits": len(chosen),
-            "verified": report.count("verified"),
-            "partial": report.count("partial"),
             "form": form,
             "precision": fingerprint(base, locate(base, WiseConfig())).precision,
             "source": data.name if data else facts.name if facts else f"everyday, {half}: {kinds}",
             "preparation_cpu_seconds": prepared,
-            "cpu_seconds_per_edit": report.cpu_seconds / len(chosen),
-            "not_verified": [
-                {"prompt": fact.edit.prompt, "status": o.status, "holds": dict(o.holds)}
-                for fact, o in zip(chosen, report.outcomes, strict=True)
-                if o.status != "verified"
-            ],
         }
         whole: dict[str, Any] = {}
         for count in (0, *(distractors or ())):
@@ -157,6 +150,20 @@ def eval_chat(
         show_json(whole)
 
 
+def _editing_figures(report: EditReport, facts: Sequence[Fact]) -> dict[str, Any]:
+    """What became of the edits of `facts`, and what they cost."""
+    return {
+        "verified": report.count("verified"),
+        "partial": report.count("partial"),
+        "cpu_seconds_per_edit": report.cpu_seconds / len(facts),
+        "not_verified": [
+            {"prompt": fact.edit.prompt, "status": outcome.status, "holds": dict(outcome.holds)}
+            for fact, outcome in zip(facts, report.outcomes, strict=True)
+            if outcome.status != "verified"
+        ],
+    }
+
+
 def _show(title: str, figures: Mapping[str, Any]) -> None:
     rows = [
         (name, f"{share['share']:.3f}", str(share["asked"]), "{:.3f} to {:.3f}".format(*share["interval"]))
@@ -166,18 +173,18 @@ def _show(title: str, figures: Mapping[str, Any]) -> None:
 
 
 def _with_distractors(
-    subject: EditedModel, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
+    model: EditedModel, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
 ) -> AbstractContextManager[Any]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors
     from wise.model import WiseModel
 
-    if not count or not isinstance(subject, WiseModel) or subject.inputs is None:
+    if not count or not isinstance(model, WiseModel) or model.inputs is None:
         return nullcontext()
-    live = {edit.prompt for edit in subject.edits}
+    live = {edit.prompt for edit in model.edits}
     added = [edit for edit in records if edit.prompt not in live][:count]
-    state = with_distractors(subject.state, added, encoder=subject.encoder, inputs=subject.inputs, progress=show)
-    return subject.serving(state)
+    state = with_distractors(model.state, added, encoder=model.encoder, inputs=model.inputs, progress=show)
+    return model.serving(state)
 
 
 def _further(

@@ -60,9 +60,9 @@ class RecordForm:
     continuation: str = ""
     """Text of another origin that goes on from the prompt, whether or not it repeats it: a probe of kind `ood`."""
     also_required: tuple[str, ...] = ()
-    """Paths by which a form with common names is told from other data."""
+    """Further paths that every record has: without them a form of common names would be found in other data."""
     unread: tuple[str, ...] = ()
-    """Further fields by which the form is told from others."""
+    """Further fields that a record may have, which tell that it has this form."""
     mark: tuple[str, str] = ("", "")
     """As `Layout.mark`."""
     template: bool = False

@@ -43,7 +43,7 @@ class Health(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whoever gives no token is told the status alone."""
+    """Without a token only the status is given."""
 
     status: str = "ready"
     version: int | None = None

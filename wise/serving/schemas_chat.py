@@ -136,7 +136,7 @@ class ChatRequest(GenerationBody):
 
     @property
     def offered(self) -> list[Tool]:
-        """The tools that the model is told of."""
+        """The tools that the model is given."""
         return [] if self.tool_choice == "none" else self.tools or []
 
     @property

@@ -46,7 +46,7 @@ def score_prompts(
 ) -> list[Scored]:
     """The evidence at the last token of each prompt, or at every token of it.
 
-    name: what `progress` is told.
+    name: goes to `progress`.
 
     Raises ConfigError where the model has no live edit, or a prompt has no token or more than the context holds.
     """
