@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -18,6 +17,8 @@ ASIDE = ".{name}.{token}.wise-old"
 """The folder that is being replaced, between the two renames. No user's own folder is called so."""
 NEW = ".{name}.{token}.wise-new"
 """The folder that the new one is written to."""
+FOLDERS_OPEN = hasattr(os, "O_DIRECTORY")
+"""Windows opens no folders, so it can neither sync nor lock one."""
 
 
 @contextmanager
@@ -135,6 +136,11 @@ def _put_in_place(new: Path, folder: Path, aside: Path) -> None:
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
     """One thread of one process at a time is in such a `with` block of a folder. Others wait for its end."""
+    if not FOLDERS_OPEN:
+        yield
+        return
+    import fcntl
+
     handle = os.open(folder, os.O_RDONLY)
     try:
         with suppress(OSError):  # a network file system may lock no folders
@@ -146,6 +152,8 @@ def _alone_in(folder: Path) -> Iterator[None]:
 
 def synced(path: Path) -> None:
     """Puts a file, or the entries of a folder, on the disk itself."""
+    if not FOLDERS_OPEN and path.is_dir():
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
