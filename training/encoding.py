@@ -25,7 +25,7 @@ from wise.memory.modules import execution_device
 from wise.router.chat_template import ChatTemplate, conversation_ids, user_turn
 from wise.router.sentences import refers_back
 from wise.router.subjects import names_of
-from wise.training.cache import cached
+from wise.training.cache import cache_folder, cached
 from wise.training.generation import context_length, greedy
 
 logger = logging.getLogger(__name__)
@@ -252,6 +252,8 @@ def learn_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, co
 
 
 def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, Any]:
+    if cache_folder() is None:
+        return _learn_delimiters(model, bare, config)
     about = {
         "weights": weights_digest(model),
         "dtype": str(model.dtype),

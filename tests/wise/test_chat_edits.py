@@ -202,9 +202,9 @@ def test_a_model_in_training_is_in_evaluation_mode_until_the_last_of_several_thr
             assert not any(module.training for module in model.model.modules())
 
     with ThreadPoolExecutor(1) as thread:
-        other = thread.submit(ask)
-        asks.wait()
-        with pytest.raises(KeyError), model.evaluating():  # entered second and left first
+        with pytest.raises(KeyError), model.evaluating():  # entered first and left first
+            other = thread.submit(ask)
+            asks.wait()
             raise KeyError
         asked.set()
         other.result()
