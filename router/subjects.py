@@ -135,12 +135,12 @@ def find_subject(prompt: str) -> str | None:
         text, start = run.group(), run.start()
         if _begins_sentence(prompt, start):
             first, _, rest = text.partition(" ")
-            if _CONTRACTION.sub("", first.casefold()) in _ORDINARY:
+            if _CONTRACTION.sub("", first.casefold()) in ORDINARY:
                 text = rest.strip()
                 nested = _CAPITALS.search(text)
                 text = nested.group() if nested else ""
         text = _FULL_STOP.sub("", _CONTRACTION.sub("", text)).strip(" ,;:-")
-        if text and text.casefold() not in _ORDINARY:
+        if text and text.casefold() not in ORDINARY:
             return text
     identifier = _IDENTIFIER.search(prompt)
     return identifier.group() if identifier else None
@@ -150,14 +150,15 @@ _IDENTIFIER = re.compile(r"(?<![\w-])(?=[\w-]*[^\W\d])(?=[\w-]*\d)[\w-]{3,}")
 """A word with letters and digits, as of a server or a part."""
 _QUOTED = re.compile(r"[\"“«]([^\"”»]{2,80})[\"”»]")
 _CONTRACTION = re.compile(r"['’](?:s|m|re|ve|ll|d)$", re.IGNORECASE)
-_ORDINARY = frozenset(
+ORDINARY = frozenset(
     "what which who whom whose when where why how is are was were do does did can could will would should "
     "may might has have had in on at by for from to of with under over into onto during after before "
     "since the a an this that these those my our your his her its their i we you he she it they tell "
     "please name give say remind state list if as and or but not no yes hi hello hey by about between "
     "through there here than then one two three question answer".split()
 )
-_COMMON = _ORDINARY | frozenset("me us him hers them theirs so up down out off all any some".split())
+"""Words that name nothing and tell little of what is asked."""
+_COMMON = ORDINARY | frozenset("me us him hers them theirs so up down out off all any some".split())
 """Words that stand in texts about anything."""
 _INTERJECTIONS = re.compile(
     r"\A(?:\W*(?:thanks(?: a lot)?|thank you|yes|ok|okay|great|cool|perfect|well|sure|right|wow|oh|sorry|so)"
@@ -170,7 +171,7 @@ _FULL_STOP = re.compile(r"(?<=\w{4})\.$")
 _CAPITAL, _REST = "[A-Z0-9À-ÞĀ-Ž]", r"[\w.&+#'’-]*"
 _SMALL = r"(?:of|the|and|&|de|da|di|del|der|des|van|von|la|le|el|y|for|on|in)"
 _NEW_SENTENCE = (
-    rf"(?<=\.)(?<!\b(?:Mr|Dr|St)\.)\s+(?:{'|'.join(sorted(map(str.title, _ORDINARY)))})\b(?!\.)"
+    rf"(?<=\.)(?<!\b(?:Mr|Dr|St)\.)\s+(?:{'|'.join(sorted(map(str.title, ORDINARY)))})\b(?!\.)"
 )
 _CAPITALS = re.compile(
     rf"(?<![\w])(?:{_CAPITAL}{_REST}[A-Za-zÀ-ž]{_REST}|[A-ZÀ-Þ])"

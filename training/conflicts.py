@@ -1,31 +1,36 @@
 """Contradicting edits in different words: the last one that was written stays (`hybrid`).
 
 Two edits contradict each other if they have one subject and unlike targets, the question of each scores well above the
-threshold for the other, and their relations do not differ: a third wording of it could be answered by either. The
-questions are not compared with the centre of the nearest relation, since two edits that no shipped relation fits may
-share it. Two edits of one prompt are no conflict: the later one replaces the earlier one.
+threshold for the other, and nothing shows that they ask for two things: a third wording could be answered by either.
+The questions are not compared with the centre of the nearest relation, since two edits that no shipped relation fits
+may share it. Two edits of one prompt are no conflict: the later one replaces the earlier one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from itertools import count
+from os.path import commonprefix
 
 import torch
 
 from wise.edits import Edit
 from wise.memory.key_space import RelationSpace
 from wise.memory.state import MemoryState
-from wise.router.catalog import catalog_of, own_centre, own_keys, own_vectors
+from wise.router.catalog import catalog_of, own_centre, own_keys, own_texts, own_vectors
 from wise.router.hybrid import MAX_THRESHOLD
 from wise.router.relations import relations_differ
-from wise.router.subjects import names_of
+from wise.router.subjects import ORDINARY, names_of, without_names, words
 from wise.training.report import Conflict
 from wise.training.verification import same_subject
 
 CONFLICT_MARGIN = 0.1
 """How far above the threshold two questions about one subject must score. To drop an edit that contradicts nothing is
 worse than to keep two that contradict each other."""
+SWAPPED = 2
+"""Words in one place of which another question has others, at most, so that it asks for something else."""
+UNCHANGED = 3
+"""Words that two such questions share, at least."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:
@@ -58,13 +63,34 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
                 least = min(least + CONFLICT_MARGIN, MAX_THRESHOLD)
             else:
                 least = max(least, state.key_space.unnamed_threshold)
-            if score >= least and not _relations_differ(state, one, other):
+            if score >= least and _ask_the_same(state, one, other):
                 found[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
     return tuple(found[earlier] for earlier in sorted(found))
 
 
-def _relations_differ(state: MemoryState, one: Edit, other: Edit) -> bool:
-    """As far as the reader knows relations: where a person was born and when, a firm's founder and its place."""
+def _ask_the_same(state: MemoryState, one: Edit, other: Edit) -> bool:
+    """False where a word was swapped, or where the reader knows the relations of both and they differ: where a person
+    was born and when. True where a text of one is also a text of the other, whatever the rest shows."""
+    asked, others = ([without_names(text, names_of(edit)) for text in own_texts(edit)] for edit in (one, other))
+    if not {*asked}.isdisjoint(others):
+        return True
     first, second = (state.keys[edit.id].float() for edit in (one, other))
     centres = torch.cat([own_centre(first, one), own_centre(second, other)])
-    return len(centres) == 2 and relations_differ(own_vectors(first), own_vectors(second), centres)
+    differ = len(centres) == 2 and relations_differ(own_vectors(first), own_vectors(second), centres)
+    return not differ and not swaps_a_word(asked[0], others[0])
+
+
+def swaps_a_word(one: str, other: str) -> bool:
+    """Whether two questions differ in a word or two of one place alone: "the phone number", "the fax number".
+
+    Ordinary words ("which" and "what") and forms of one word ("open" and "opens") are not counted.
+    """
+    first, second = ([word.text for word in words(text)] for text in (one, other))
+    before = len(commonprefix([first, second]))
+    behind = len(commonprefix([first[before:][::-1], second[before:][::-1]]))
+    left, right = (part[before : len(part) - behind] for part in (first, second))
+    if max(len(left), len(right)) > SWAPPED or before + behind < UNCHANGED:
+        return False
+    left, right = ([word for word in part if word not in ORDINARY] for part in (left, right))
+    forms = (a.startswith(b) or b.startswith(a) for a in left for b in right)
+    return bool(left and right) and not any(forms)

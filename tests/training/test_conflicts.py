@@ -16,7 +16,7 @@ import wise
 from wise.memory.key_space import KeySpace, RelationSpace
 from wise.memory.slot import AnswerSlot
 from wise.memory.state import MemoryState
-from wise.training.conflicts import conflicts
+from wise.training.conflicts import conflicts, swaps_a_word
 from wise.training.report import FAILED, SUPERSEDED, VERIFIED
 from wise.training.verification import Verdict
 
@@ -121,6 +121,31 @@ def test_edits_of_two_relations_that_are_told_apart_stay_although_their_question
     assert superseded(of(0.8, 0.8)) == []
     assert superseded(of(1, 1)) == superseded(of(0.99, 0.99)) == [("a", "b")]
     assert superseded(memory(("a", "x", 1), ("b", "y", 1))) == [("a", "b")]  # whose reader knows no relations
+
+
+@pytest.mark.parametrize(
+    ("other", "swapped"),
+    [
+        ("What is the fax number of this?", True),
+        ("What is the VAT number of this?", True),
+        ("What is the mobile phone number of this?", False),  # a word more
+        ("What is the phone numbers of this?", False),
+        ("Which is the phone number of this?", False),
+        ("What was the phone number for this?", False),
+        ("How can I call this?", False),
+    ],
+)
+def test_a_question_in_which_a_word_is_swapped_asks_for_something_else(other: str, swapped: bool) -> None:
+    asked = "What is the phone number of this?"
+    assert swaps_a_word(asked, other) is swaps_a_word(other, asked) is swapped
+    state = memory(("a", "x", 1), ("b", "y", 0.9))
+    first, second = (
+        replace(edit, prompt=text.replace("this", "rome"), id=edit.id)
+        for edit, text in zip(state.edits, (asked, other), strict=True)
+    )
+    assert superseded(replace(state, edits=(first, second))) == ([] if swapped else [("a", "b")])
+    listed = replace(second, paraphrases=(first.prompt,))  # which says that it is one question
+    assert superseded(replace(state, edits=(first, listed))) == [("a", "b")]
 
 
 def test_only_what_was_just_written_takes_a_place_and_only_of_what_came_before() -> None:
