@@ -103,6 +103,8 @@ def check_replaceable(folder: Path, ours: Collection[str]) -> None:
     except FileNotFoundError:
         return
     except NotADirectoryError:
+        if not folder.exists():  # it is a folder above that is a file
+            return
         raise ArtifactError(f"{folder} is a file; give the name of a folder") from None
     if others:
         found = f"holds other files ({', '.join(others[:4])}) and would be replaced as a whole"

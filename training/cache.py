@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from wise.memory.artifact import digest_of_json
 from wise.memory.folder import replaced_file
 
 logger = logging.getLogger(__name__)
@@ -38,6 +37,8 @@ def cached(kind: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> A
     folder, about = cache_folder(), dict(about)
     if folder is None:
         return measure()
+    from wise.memory.artifact import digest_of_json  # which loads torch
+
     file = folder / f"{kind}-{digest_of_json(about)[:20]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):
         kept = json.loads(file.read_text(encoding="utf-8"))

@@ -187,7 +187,7 @@ def test_unrelated_prompts_have_the_form_of_those_that_are_asked() -> None:
 def test_wordings_of_one_fact_are_not_counted_as_if_they_were_independent() -> None:
     def question(fact: int, number: int) -> Question:
         text = f"{fact} {number}"
-        return Question(measure="rewordings", fact=fact, text=text, ids=(1,), messages=(), said=True)
+        return Question(measure="rewordings", fact=fact, text=text, ids=(1,), messages=(), asks_for_edit=True)
 
     def interval(facts: list[int], right: list[bool]) -> list[float]:
         results = [
