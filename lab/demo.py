@@ -13,13 +13,13 @@ from wise.config import WiseConfig
 from wise.demo.facts import load_facts, train_prompts
 from wise.demo.records import demo_records
 from wise.edits import Record
-from wise.lab.editors.context import Progress
 from wise.lab.eval.quality import measure_quality
 from wise.lab.eval.roc import auroc
 from wise.lab.eval.routing.scores import gate_ratios
 from wise.lab.eval.run import Evaluation
 from wise.loading import Placement, load_model
 from wise.model import wrap
+from wise.progress import Progress
 
 SHOWN = 5
 RECALL_FACTS = 500

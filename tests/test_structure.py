@@ -24,7 +24,7 @@ ROOMS = {
     "wise.training": "training",
     "wise.lab": "lab",
 }
-VOCABULARY = {f"wise.{name}" for name in "architectures config edits errors probes safe_text".split()}
+VOCABULARY = {f"wise.{name}" for name in "architectures config edits errors probes progress safe_text".split()}
 """What any room may import."""
 BELOW = {
     "wise.memory": ("wise.memory",),
@@ -177,7 +177,7 @@ def test_tests_lie_in_the_rooms_that_they_test() -> None:
 
 def test_what_a_user_touches_is_a_few_files_and_one_class() -> None:
     named = "__init__ __main__ architectures config edits errors explain ingest loading model namespaces probes".split()
-    further = "safe_text saving supported workers".split()
+    further = "progress safe_text saving supported workers".split()
     assert {path.stem for path in (ROOT / "wise").glob("*.py")} == {*named, *further}
     mixins = [base for base in wise.WiseModel.__mro__[1:] if base.__module__.partition(".")[0] == "wise"]
     assert mixins == []

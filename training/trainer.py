@@ -23,7 +23,7 @@ from wise.training.generation import greedy
 from wise.training.report import FAILED, PARTIAL, SUPERSEDED, VERIFIED, Conflict, EditReport, Outcome
 from wise.training.splice import SplicedModel
 from wise.training.verification import Serve, Share, Verdict, Verifier, WordingVerifier
-from wise.training.writers.base import FitResult, Progress, Sharding, SlotTask, Writer, silent
+from wise.training.writers.base import EditsDone, FitResult, Sharding, SlotTask, Writer, silent
 
 EDITS_AT_ONCE = 64
 """Edits whose slots are written in one batch."""
@@ -53,7 +53,7 @@ class Trainer:
         *,
         serve: Serve,
         replacing: bool = False,
-        progress: Progress = silent,
+        progress: EditsDone = silent,
     ) -> tuple[MemoryState, EditReport]:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
@@ -149,7 +149,7 @@ class Trainer:
         return left.without(sharing)
 
     def _escalated(
-        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: Progress
+        self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: EditsDone
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, then with greater effort for edits that failed. A retry that drops another edit is discarded."""
         final, outcomes, superseded_by_conflict = self._attempt(state, replaced, fresh, serve, progress)
@@ -173,7 +173,7 @@ class Trainer:
         replaced: Collection[str],
         fresh: Sequence[Edit],
         serve: Serve,
-        progress: Progress,
+        progress: EditsDone,
         effort: int = 0,
         stream: Sequence[Edit] = (),
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
@@ -233,7 +233,7 @@ class Trainer:
         return batches
 
     def _write(
-        self, state: MemoryState, tasks: list[SlotTask], progress: Progress, effort: int
+        self, state: MemoryState, tasks: list[SlotTask], progress: EditsDone, effort: int
     ) -> tuple[MemoryState, dict[str, FitResult]]:
         """Writes the slots of `tasks` into `state`, with the keys and scores of the edits they hold."""
         slots, keys = list(state.slots), dict(state.keys)
@@ -297,12 +297,12 @@ class Trainer:
         return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
 
 
-def _first_half(progress: Progress, before: int, total: int) -> Progress:
+def _first_half(progress: EditsDone, before: int, total: int) -> EditsDone:
     """Reports progress while edits are fitted, as the first half of the work."""
     return lambda fitted: progress(min(before + fitted, total) // 2)
 
 
-def _second_half(progress: Progress, total: int) -> Share:
+def _second_half(progress: EditsDone, total: int) -> Share:
     return lambda share: progress(total // 2 + int(share * (total - total // 2)))
 
 

@@ -21,6 +21,7 @@ from wise.memory.slot import Slot
 from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
+from wise.progress import Progress
 from wise.training.generation import Check, checked
 from wise.training.report import Outcome, PrecisionReport
 
@@ -44,7 +45,7 @@ def check_base(base: Fingerprint, snapshot: Snapshot, place: str, *, allow_preci
 
 
 def ask_again(
-    model: WiseModel, snapshot: Snapshot, progress: Callable[[str, int, int], None]
+    model: WiseModel, snapshot: Snapshot, progress: Progress
 ) -> dict[str, PrecisionReport]:
     """By namespace, how many of a store's edits hold on this copy of their base.
 

@@ -28,7 +28,7 @@ from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
 from wise.training.generation import between_steps, checked
 from wise.training.writers.answer import AnswerWriter
-from wise.training.writers.base import Progress, SlotResults, SlotTask, silent
+from wise.training.writers.base import EditsDone, SlotResults, SlotTask, silent
 
 if TYPE_CHECKING:
     from wise.model import WiseModel
@@ -77,7 +77,7 @@ class Workers:
             executor.shutdown(wait=False, cancel_futures=True)
 
     def fit(
-        self, batches: Sequence[Sequence[SlotTask]], effort: int, traits: Traits, done: Progress
+        self, batches: Sequence[Sequence[SlotTask]], effort: int, traits: Traits, done: EditsDone
     ) -> list[SlotResults]:
         """What a writer writes of each batch. done: called with the number of edits.
 
@@ -120,7 +120,7 @@ class SharedWriter:
         self.own, self.workers, self.traits, self.efforts = own, workers, traits, own.efforts
         self.at_once = own.at_once
 
-    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
+    def write(self, tasks: Sequence[SlotTask], progress: EditsDone = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises as `Workers.fit` does."""
         parts = self.own.parts(tasks)
         if len(parts) < 2:

@@ -22,7 +22,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import EDITORS, Learning, find_editor, search_space
 from wise.lab.eval.prompting import apart
 from wise.lab.eval.quality import RELIABILITY
@@ -30,6 +29,7 @@ from wise.lab.eval.results_file import read_run, with_source, write_json
 from wise.lab.eval.run import Scope, evaluate
 from wise.memory.artifact import digest_of_json
 from wise.memory.fingerprint import weights_digest
+from wise.progress import Progress, silent
 
 CANDIDATES = 10_000
 """Combinations of settings that are listed before any is drawn."""

@@ -28,18 +28,11 @@ from wise.memory.artifact import digest_of_json
 from wise.memory.fingerprint import Fingerprint, fingerprint
 from wise.memory.folder import replaced_file
 from wise.memory.modules import execution_device, recorded_inputs
+from wise.progress import Progress, silent
 from wise.training.encoding import Encoder
 from wise.training.generation import right_pad, sample
 
 logger = logging.getLogger(__name__)
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is through, and of how much."""
-
-
-def silent(what: str, done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
-
 
 TokenRow = tuple[list[int], list[int]]
 """Ids of a prompt, and of what follows it."""

@@ -15,12 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.config import WiseConfig
 from wise.edits import Record
 from wise.errors import ConfigError, did_you_mean
-from wise.lab.editors.context import EditingContext, Progress, silent
+from wise.lab.editors.context import EditingContext
 from wise.lab.editors.registry import BASELINES, baseline_class, make_baseline
 from wise.lab.eval.prompting import EditedModel, turn_text
 from wise.lab.eval.routing.texts import shipped_questions
 from wise.memory.modules import evaluating
 from wise.model import wrap
+from wise.progress import Progress, silent
 from wise.router.chat_template import ChatTemplate, user_turn
 from wise.training.encoding import learn_encoder
 

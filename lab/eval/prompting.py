@@ -22,10 +22,10 @@ from transformers import PreTrainedModel
 from wise.edits import Record
 from wise.errors import ConfigError, EditError
 from wise.lab.editors.base import Baseline, WholePrompts
-from wise.lab.editors.context import Progress, silent
 from wise.memory.modules import execution_device
 from wise.model import WiseModel
 from wise.probes import Probe
+from wise.progress import Progress, silent
 from wise.router.chat_template import conversation_text
 from wise.training.encoding import Encoder
 from wise.training.generation import greedy, right_pad

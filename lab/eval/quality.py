@@ -17,7 +17,6 @@ import torch
 
 from wise.edits import Record
 from wise.errors import EditError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.fluency import measure_fluency, openings
 from wise.lab.eval.perplexity import measure_perplexity
 from wise.lab.eval.probability import measure_probability, pairs
@@ -34,6 +33,7 @@ from wise.lab.eval.prompting import (
     select,
     share,
 )
+from wise.progress import Progress, silent
 from wise.training.encoding import Encoder
 from wise.training.verification import SPARE_TOKENS
 

@@ -15,7 +15,6 @@ from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.edits import Edit, Record
 from wise.errors import ConfigError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.candidates import Learning, all_settings, find_editor, open_editor
 from wise.lab.eval.environment import base_description, environment
 from wise.lab.eval.prompting import EditedModel
@@ -26,6 +25,7 @@ from wise.lab.eval.routing.measure import Routing, measure_routing
 from wise.memory.fingerprint import fingerprint, tokenizer_digest
 from wise.memory.modules import execution_device
 from wise.model import WiseModel
+from wise.progress import Progress, silent
 from wise.training.report import EditReport
 
 STOPS = (1, 2, 5)

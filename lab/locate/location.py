@@ -12,7 +12,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from wise.architectures import locate
 from wise.config import WiseConfig
 from wise.errors import ConfigError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.environment import base_description, environment
 from wise.lab.eval.significance import bootstrap_interval
 from wise.lab.locate.results import Effects, Location
@@ -31,6 +30,7 @@ from wise.lab.locate.tracing import (
 )
 from wise.memory.fingerprint import fingerprint
 from wise.memory.modules import evaluating
+from wise.progress import Progress, silent
 from wise.training.encoding import learn_encoder
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from dataclasses import replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from wise.edits import Record
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.run import evaluate
 from wise.lab.locate.results import TRACED, LayerResult, Location, Sweep
 from wise.lab.locate.sites import check_layers
+from wise.progress import Progress, silent
 
 EDITOR = "wise-retrieve"
 

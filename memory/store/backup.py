@@ -16,10 +16,10 @@ from wise.memory.folder import replaced_folder, write_private
 from wise.memory.store.backends.base import Backend
 from wise.memory.store.backends.sqlite import BLOBS, JOURNAL_FILE, LOCK_FILE, SqliteBackend, make_private
 from wise.memory.store.check import Findings, check
-from wise.memory.store.check_history import Progress
 from wise.memory.store.checked import FILE, write_checked
 from wise.memory.store.journal import Journal
 from wise.memory.store.versions import read_manifest
+from wise.progress import Progress
 
 TRIES = 10
 """Copies of the rows before it is given up: a store would have to collect versions all the time."""

@@ -17,13 +17,14 @@ from wise.errors import StoreError
 from wise.memory.key_space import Space
 from wise.memory.store.anchor import Anchor, anchor_problems
 from wise.memory.store.backends.base import Backend
-from wise.memory.store.check_history import Progress, check_history, silent
+from wise.memory.store.check_history import check_history
 from wise.memory.store.checked import NOTHING, Checked
 from wise.memory.store.command_queue import damaged_commands
 from wise.memory.store.edit_request import ERASED, Version
 from wise.memory.store.journal import Journal
 from wise.memory.store.segments import decode_segment, decode_space
 from wise.memory.store.versions import Manifest, check_namespaces, check_places, check_slots, read_manifest
+from wise.progress import Progress, silent
 
 
 @dataclass(frozen=True, kw_only=True)

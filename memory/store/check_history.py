@@ -27,17 +27,12 @@ from wise.memory.store.edit_request import (
     Version,
 )
 from wise.memory.store.rows import EVENT, TICKET, TICKETS, VERSION, event_of, ticket_of, version_of
+from wise.progress import Progress
 
-Progress = Callable[[str, int, int], None]
-"""Called with what is checked, how much of it is done, and of how much."""
 STATUS = list(TICKETS).index("status")
 T = TypeVar("T")
 Life = list[tuple[int, str, int | None, str]]
 """Of a ticket's events: number, kind, version and detail, as they lie in the table."""
-
-
-def silent(name: str, done: int, total: int) -> None:
-    pass
 
 
 @dataclass(kw_only=True)

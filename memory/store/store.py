@@ -37,7 +37,6 @@ from wise.memory.store.backends.sqlite import SqliteBackend
 from wise.memory.store.backup import copy_store
 from wise.memory.store.changes import Forget, changeset, check_edits, same_slots, without
 from wise.memory.store.check import Findings, check
-from wise.memory.store.check_history import Progress, silent
 from wise.memory.store.checked import FILE, NOTHING, read_checked, write_checked
 from wise.memory.store.command_queue import CommandQueue
 from wise.memory.store.edit_request import (
@@ -57,6 +56,7 @@ from wise.memory.store.gc import GcReport, collect
 from wise.memory.store.journal import Journal, Move
 from wise.memory.store.pack import merged, read_pack, write_pack
 from wise.memory.store.versions import Difference, Snapshot, difference, read
+from wise.progress import Progress, silent
 
 EDITS_AT_ONCE = 64
 KEPT_VERSIONS = 100

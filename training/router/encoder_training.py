@@ -8,7 +8,7 @@ and the figures measured.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear, normalize
 
 from wise.memory.folder import replaced_file
+from wise.progress import Progress
 from wise.router.encoder import SCALE, dequantized, load_untrained, quantized
 from wise.training.router.builtin_questions import QuestionSet, builtin_questions
 from wise.training.router.calibration import Figures, measure, relation_centres, relation_kinds
@@ -38,8 +39,6 @@ READ_AT_ONCE = 32
 MAX_TOKENS = 96
 MEASURING = "measuring held-out relations"
 FORMAT = {"format": "wise-relations"}
-
-Progress = Callable[[str, int, int], None]
 
 
 def train_reader(

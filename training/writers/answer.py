@@ -18,7 +18,7 @@ from wise.training.generation import between_steps
 from wise.training.splice import SplicedModel
 from wise.training.wordings import Wording, Wordings
 from wise.training.writers.answer_fitting import AnswerValues, Examples, ValueFitting
-from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
+from wise.training.writers.base import EditsDone, FitResult, SlotResults, SlotTask, silent
 
 ON_GPU, ON_CPU = 16, 4
 """Edits that are fitted in one batch. More take more memory and no less time."""
@@ -38,7 +38,7 @@ class AnswerWriter:
     def at_once(self) -> int:
         return ON_CPU if self.spliced.device.type == "cpu" else ON_GPU
 
-    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
+    def write(self, tasks: Sequence[SlotTask], progress: EditsDone = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises ValueError for a slot of several edits."""
         edits = [edit for task in tasks for edit in task.edits]
         if len(edits) != len(tasks):
@@ -57,7 +57,7 @@ class AnswerWriter:
         return [order[start : start + self.at_once] for start in range(0, len(order), self.at_once)]
 
     def _write(
-        self, tasks: Sequence[SlotTask], progress: Progress, before: int, longer: int, rate: float
+        self, tasks: Sequence[SlotTask], progress: EditsDone, before: int, longer: int, rate: float
     ) -> SlotResults:
         """before: edits that are written already, for `progress`."""
         edits = [task.edits[0] for task in tasks]

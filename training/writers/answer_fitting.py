@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import Progress
+from wise.training.writers.base import EditsDone
 
 RATE = 3.0
 """Adam's, in units of the edited module's output. A higher one gives larger values, which serve more wordings."""
@@ -85,7 +85,7 @@ class ValueFitting:
         self.row_loss = torch.full((len(examples.rows),), torch.inf)
         self.steps = torch.zeros(count, dtype=torch.long)
 
-    def run(self, progress: Progress) -> ValueFit:
+    def run(self, progress: EditsDone) -> ValueFit:
         owner, bare = self.examples.owner, self.examples.bare
         active = torch.ones(len(self.steps), dtype=torch.bool)
         losses: deque[Tensor] = deque(maxlen=WITHIN + 1)

@@ -20,12 +20,12 @@ An unrelated token scores about sqrt(edits / features) of what an edited one doe
 small share of its features cannot keep silent.
 """
 
-Progress = Callable[[int], None]
+EditsDone = Callable[[int], None]
 """Called with the number of edits that are done."""
 
 
 def silent(done: int) -> None:
-    """A `Progress` that shows nothing."""
+    """An `EditsDone` that shows nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +105,7 @@ class Writer(Protocol):
         """Edits that are best written together: more would wait for each other and take no less time."""
         ...
 
-    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
+    def write(self, tasks: Sequence[SlotTask], progress: EditsDone = silent, effort: int = 0) -> SlotResults:
         """Writes the slots, in the order of the tasks.
 
         effort: counted from 0; a greater one takes longer, for edits that failed with less.

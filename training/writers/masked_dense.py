@@ -24,7 +24,7 @@ from wise.memory.slot import MaskedDenseSlot
 from wise.router.activation import activation_score
 from wise.training.encoding import Encoder
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import FitResult, Progress, SlotResults, SlotTask, silent
+from wise.training.writers.base import EditsDone, FitResult, SlotResults, SlotTask, silent
 from wise.training.writers.masked_dense_examples import Examples, prepare
 from wise.training.writers.masked_dense_fitting import Fit, Fitting
 from wise.training.writers.masked_dense_statistics import BaseStatistics
@@ -53,7 +53,7 @@ class MaskedDenseWriter:
     dtype: torch.dtype
     """Precision in which slots are served."""
 
-    def write(self, tasks: Sequence[SlotTask], progress: Progress = silent, effort: int = 0) -> SlotResults:
+    def write(self, tasks: Sequence[SlotTask], progress: EditsDone = silent, effort: int = 0) -> SlotResults:
         """See `Writer`; there is one effort. What is written depends on tasks, config and base alone."""
         examples = prepare(
             tasks, spliced=self.spliced, encoder=self.encoder, statistics=self.statistics, seed=self.config.seed
@@ -74,7 +74,7 @@ class MaskedDenseWriter:
         seed = self.config.seed * 1_000_003 + task.id
         return random_masks(shape, shards=SHARDS, ratio=MASK_RATIO, seed=seed)
 
-    def _fit(self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: Progress) -> Fit:
+    def _fit(self, examples: Examples, start: Tensor, mask: Tensor, group: Tensor, progress: EditsDone) -> Fit:
         scale = self.statistics.scale
         return Fitting(self.spliced, examples, start, mask, group, scale, self.config).run(progress)
 

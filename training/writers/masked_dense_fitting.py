@@ -22,7 +22,7 @@ from wise.config import WiseConfig
 from wise.training.generation import between_steps
 from wise.training.rows import Rows
 from wise.training.splice import SplicedModel
-from wise.training.writers.base import Progress, silent
+from wise.training.writers.base import EditsDone, silent
 from wise.training.writers.masked_dense_examples import BATCH, Examples
 
 RECHECK = 6
@@ -78,7 +78,7 @@ class Fitting:
         self.quiet = torch.zeros(len(start), dtype=torch.bool)
         self.hardest: list[Tensor] = []
 
-    def run(self, progress: Progress = silent) -> Fit:
+    def run(self, progress: EditsDone = silent) -> Fit:
         for step in range(self.config.max_steps):
             between_steps()
             if step % RECHECK == 0 or bool(self.fitted.all()):

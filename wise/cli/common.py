@@ -18,6 +18,7 @@ from rich.table import Table
 from wise.cli.terminal import cell, echo
 from wise.demo.plotting import new_figure
 from wise.errors import ConfigError
+from wise.progress import SECONDS_A_LINE, Progress, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,12 +30,10 @@ ROWS = 20
 """Rows of a table before the rest is only counted."""
 PLAIN_WIDTH = 120
 """Columns of a table where stdout is no terminal."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of progress about one thing, where stderr is no terminal."""
 
 
 @contextmanager
-def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+def progress_bars(wanted: bool) -> Iterator[Progress]:
     """A bar on stderr for each thing that is being done, with the time it still takes.
 
     Where stderr is no terminal, lines if `wanted` and else nothing. Yields what to call with a name, how much of
@@ -42,7 +41,7 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console) if wanted else lambda name, done, total: None
+        yield _lines(console) if wanted else silent
         return
     done_so_far = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
     times = (bars.TimeElapsedColumn(), bars.TextColumn("eta"), bars.TimeRemainingColumn())
@@ -57,7 +56,7 @@ def progress_bars(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
         yield show
 
 
-def _lines(console: Console) -> Callable[[str, int, int], None]:
+def _lines(console: Console) -> Progress:
     """Progress for a file: a line where a thing begins and ends, and one in `SECONDS_A_LINE` between."""
     begun: dict[str, float] = {}
     last_shown: dict[str, float] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +14,7 @@ from wise.cli import options
 from wise.cli.common import check_chats, check_memory_folder, check_output, progress_bars, show_table
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
+from wise.progress import Progress
 
 if TYPE_CHECKING:
     from wise.edits import Edit
@@ -173,7 +174,7 @@ def _show(title: str, figures: Mapping[str, Any]) -> None:
 
 
 def _with_distractors(
-    model: EditedModel, records: Sequence[Edit], count: int, show: Callable[[str, int, int], None]
+    model: EditedModel, records: Sequence[Edit], count: int, show: Progress
 ) -> AbstractContextManager[Any]:
     """So many distractors are live for the length of a `with` block."""
     from wise.lab.eval.chat.distractors import with_distractors

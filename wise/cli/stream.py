@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +14,7 @@ from wise.cli.common import BAD_INPUT, progress_bars
 from wise.cli.options import FormatOptions, JsonOption, ProgressOption, with_options
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError, EditError, WiseError
+from wise.progress import Progress
 from wise.safe_text import redacted
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _show(called: str, counts: Counter[str], as_json: bool) -> None:
 
 def _take_all(
     store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str],
-    show: Callable[[str, int, int], None],
+    show: Progress,
 ) -> None:
     """show: is told how many bytes of a file of lines have been read."""
     from wise.formats.files import is_lines

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +13,7 @@ from wise.cli.options import DeviceOption, EncoderOption, JsonOption, ProgressOp
 from wise.cli.terminal import echo, show_json
 from wise.errors import ConfigError
 from wise.loading import check_device, prepare
+from wise.progress import Progress
 from wise.training.router.builtin_questions import SUBJECTS, builtin_questions, read_questions, wordings
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train_router(
         show_json(asdict(figures) | _sizes(taught) | {"questions": given, "output": str(output)})
 
 
-def without_loss(show: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+def without_loss(show: Progress) -> Progress:
     """One bar for what is done, without the loss in its name."""
     return lambda what, done, total: show(what.partition(",")[0], done, total)
 

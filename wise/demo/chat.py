@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from wise.edits import Edit
 from wise.model import WiseModel
+from wise.progress import Progress
 from wise.router.chat_template import conversation_ids, user_turn
 from wise.router.hybrid import NOTHING, HybridRouter
 from wise.training.generation import greedy
@@ -91,7 +91,7 @@ class ChatDemo:
     seconds: float
 
 
-def run_chat_demo(model: WiseModel, *, progress: Callable[[str, int, int], None]) -> ChatDemo:
+def run_chat_demo(model: WiseModel, *, progress: Progress) -> ChatDemo:
     """Edits `model`, asks it before and after, and takes the edits back."""
     begun = time.perf_counter()
     before = _answers(model)

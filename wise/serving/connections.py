@@ -23,6 +23,7 @@ from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from wise.progress import SECONDS_A_LINE
 from wise.serving.http_errors import BUSY, RETRY_AFTER, HTTPError, bad_request, error_response
 from wise.serving.middleware import ANSWER_HEADERS
 from wise.serving.settings import Settings
@@ -37,8 +38,6 @@ PARTING = 1.0
 """Seconds in which a client that is refused may read the answer."""
 REFUSALS = 64
 """Clients that are given the time to read it; more are cut off at once."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of the log about refused connections."""
 IPV6_NETWORK = 64
 """Bits that a provider gives to one customer."""
 HEAD, STALLED = "head", "stalled"

@@ -29,6 +29,7 @@ from wise.errors import StoreError
 from wise.loading import load_model
 from wise.memory.store.store import ENDED, Store
 from wise.model import WiseModel, wrap
+from wise.progress import SECONDS_A_LINE
 from wise.serving.editor import LOST, Editor, Leave
 from wise.serving.editor_client import FAILING, NOT_THE_WRITER, PREPARING, READY, WAITING, Worker
 from wise.serving.logs import begin_logged, error_without_texts, run_logged
@@ -43,8 +44,6 @@ RETRY = 1.0
 """Seconds until the editor asks again to become the writer, or to write."""
 BEAT = 1.0
 """Seconds between two signs of life."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of the log about preparing."""
 
 
 class EditorEnd:

@@ -25,6 +25,7 @@ from wise.memory.store.store import Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.namespaces import ask_again, check_base, check_fits, check_settings, split
+from wise.progress import SECONDS_A_LINE, Progress
 from wise.router.assemble import assemble
 from wise.serving.engines import Engine, MemoryHandle
 from wise.serving.metrics import Metrics
@@ -35,8 +36,6 @@ INTERVAL = 0.1
 """Seconds between two polls of the journal."""
 RETRY = 1.0
 """Seconds until a store that could not be read is polled again."""
-SECONDS_A_LINE = 10.0
-"""Between two lines of the log about one thing that takes long."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -64,7 +63,7 @@ def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion |
     return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
 
 
-def _log_progress(begun: float) -> Callable[[str, int, int], None]:
+def _log_progress(begun: float) -> Progress:
     """Progress of what holds up the start: one line of the log in `SECONDS_A_LINE`."""
     last = begun
 

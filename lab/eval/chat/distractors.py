@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from wise.edits import Edit
-from wise.lab.editors.context import Progress
 from wise.memory.slot import AnswerSlot, Slot
 from wise.memory.state import MemoryState
+from wise.progress import Progress
 from wise.router.hybrid import RouterInputs
 from wise.training.encoding import Encoder
 from wise.training.router.builtin_questions import builtin_questions

@@ -13,7 +13,6 @@ import torch
 from transformers import PreTrainedModel
 
 from wise.edits import Edit
-from wise.lab.editors.context import Progress, silent
 from wise.lab.editors.in_context import InContext
 from wise.lab.eval.candidates import find_editor
 from wise.lab.eval.chat.facts import Fact
@@ -23,6 +22,7 @@ from wise.lab.eval.routing.oracle import ForcedRouter, consulting, slots_of
 from wise.lab.eval.run import EditStream
 from wise.memory.side_memory import NO_SLOT
 from wise.model import WiseModel
+from wise.progress import Progress, silent
 from wise.router.chat_template import user_turn
 from wise.router.hybrid import HybridRouter
 from wise.training.encoding import Encoder

@@ -13,7 +13,6 @@ from typing import Any
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.intervals import share_interval
 from wise.lab.eval.prompting import select
 from wise.lab.eval.routing.classes import PER_CLASS, RoutingClass, RoutingSet
@@ -22,6 +21,7 @@ from wise.lab.eval.routing.oracle import measure_oracle, slots_of
 from wise.lab.eval.routing.scores import count_flips, score_prompts, served
 from wise.lab.eval.routing.separation import BINS, ScoredClass, negative_figures, positive_figures
 from wise.model import WiseModel
+from wise.progress import Progress, silent
 
 EDITS, PARAPHRASES, NEIGHBOURS, RUNNING_TEXT = "edits", "paraphrases", "neighbours", "running_text"
 ANSWER_TOKENS = 32

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 
 from wise.edits import Record
 from wise.errors import ConfigError
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter, PromptRow, mean_over_records, select
 from wise.lab.eval.quality import (
     FREE_GENERALIZATION,
@@ -35,6 +34,7 @@ from wise.memory.sequences import Ids
 from wise.memory.side_memory import NO_SLOT, Route, Router, SideMemory, SlotBank
 from wise.memory.slot import COMPLETION
 from wise.model import WiseModel
+from wise.progress import Progress, silent
 from wise.router.chat_template import NEVER
 from wise.router.hybrid import Decision, HybridRouter
 from wise.training.generation import greedy

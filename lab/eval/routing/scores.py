@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from wise.errors import ConfigError
 from wise.explain import read_rows
-from wise.lab.editors.context import Progress, silent
 from wise.lab.eval.prompting import Prompter
 from wise.memory.side_memory import NO_SLOT, SideMemory
 from wise.memory.state import MemoryState
 from wise.model import WiseModel
+from wise.progress import Progress, silent
 from wise.training.generation import greedy
 
 

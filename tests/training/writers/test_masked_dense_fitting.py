@@ -14,7 +14,7 @@ from torch import Tensor
 import wise
 from wise.memory.masks import random_masks
 from wise.training.trainer import Trainer
-from wise.training.writers.base import Progress, SlotTask, silent
+from wise.training.writers.base import EditsDone, SlotTask, silent
 from wise.training.writers.masked_dense import MaskedDenseWriter
 from wise.training.writers.masked_dense_examples import Examples, prepare
 from wise.training.writers.masked_dense_fitting import BETA, MARGIN_KEPT, QUIET, Fit, Fitting
@@ -60,7 +60,7 @@ class Bench:
             (projection.out_features, projection.in_features), shards=groups, ratio=ratio, seed=1
         )
 
-    def fit(self, examples: Examples, mask: Tensor, progress: Progress = silent, **changes: Any) -> Fit:
+    def fit(self, examples: Examples, mask: Tensor, progress: EditsDone = silent, **changes: Any) -> Fit:
         return self.fitting(examples, mask, **changes).run(progress)
 
     def fitting(self, examples: Examples, mask: Tensor, **changes: Any) -> Fitting:
