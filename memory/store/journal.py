@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from wise.edits import check_unique
-from wise.errors import EditError, StoreError
+from wise.errors import ConflictError, EditError, StoreError
 from wise.memory.store.backends.base import Backend, Execute, digest_of
 from wise.memory.store.clock import Clock
 from wise.memory.store.edit_request import (
@@ -50,6 +50,8 @@ from wise.memory.store.rows import (
 ORIGIN = Version(
     number=0, manifest="", parent=0, kind="origin", at="", author=None, reason=None, edits=0, collected=False
 )
+AT_ONCE = 500
+"""Tickets that one statement asks for by number."""
 ERASED_KEY = "sha256:"
 """How the key of an erased ticket begins; its SHA-256 follows."""
 
@@ -84,7 +86,7 @@ class Journal:
         """
         with self._backend.reading() as execute:  # for no longer than it takes: it holds up who writes
             if numbers is not None:
-                rows = [_ticket_row(execute, number) for number in numbers]
+                rows = _ticket_rows(execute, numbers)
             else:
                 keys = None if key is None else (key, erased_key(key))
                 condition, values = _conditions(status=status, namespace=namespaces, edit_id=edit_id, key=keys)
@@ -177,13 +179,7 @@ class Journal:
 
     def _accept(self, execute: Execute, events: EventWriter, request: EditRequest, key: str | None) -> Ticket:
         edit = request.edit
-        under_way = execute(
-            # spelled out as the index spells it, or SQLite would not use it
-            "SELECT number, status FROM tickets WHERE edit_id = ? AND status IN ('queued', 'training', 'live')",
-            edit.id,
-        )
-        if under_way:
-            number, status = under_way[0]
+        for number, status in _under_way(execute, edit.id):
             raise EditError(
                 f"field 'id': edit {edit.id!r} is {status} already, as ticket {number}; leave the edit out, or give it "
                 "another id"
@@ -294,7 +290,8 @@ class EventWriter:
             self.write("collected", version=version.number)
 
     def move(self, move: Move, *, version: int | None = None, author: str | None = None) -> None:
-        """Gives a ticket its new status, and writes the event."""
+        """Gives a ticket its new status, and writes the event. Raises ConflictError where an edit would come back that
+        is under way anew."""
         ticket = ticket_of(_ticket_row(self._execute, move.ticket))
         following = FOLLOWS.get(ticket.status, ())
         if move.to not in following:
@@ -305,6 +302,12 @@ class EventWriter:
         changed: dict[str, Any] = {"status": move.to}
         if move.to == LIVE:
             changed["live_in"] = version
+            for number, status in _under_way(self._execute, ticket.edit.id):
+                if number != ticket.number:
+                    raise ConflictError(
+                        f"edit {ticket.edit.id!r} would come back while it is {status} as ticket {number}; "
+                        "wait until that is done, or delete it"
+                    )
         if ticket.status == LIVE:
             changed["retired_in"] = version
         if move.detail and ticket.status == TRAINING and move.to != QUEUED:
@@ -323,14 +326,31 @@ def _current(execute: Execute) -> Version:
 
 
 def _ticket_row(execute: Execute, number: int) -> tuple[Any, ...]:
-    for row in execute(f"SELECT {TICKET} WHERE number = ?", number):
-        return row
-    raise StoreError(f"there is no ticket {number}; `wise store log` names those that there are")
+    [row] = _ticket_rows(execute, [number])
+    return row
+
+
+def _ticket_rows(execute: Execute, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
+    """Those of these numbers, in their order. Raises StoreError where there is none."""
+    found: dict[int, tuple[Any, ...]] = {}
+    for start in range(0, len(numbers), AT_ONCE):
+        condition, values = _conditions(number=numbers[start : start + AT_ONCE])
+        found |= {row[0]: row for row in execute(f"SELECT {TICKET} WHERE 1 = 1{condition}", *values)}
+    if missing := [number for number in numbers if number not in found]:
+        raise StoreError(f"there is no ticket {missing[0]}; `wise store log` names those that there are")
+    return [found[number] for number in numbers]
 
 
 def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
     """Those that can be read: another one holds up nobody, and the check names it."""
     return [ticket for ticket in map(shown_ticket, execute(statement, *values)) if not ticket.problem]
+
+
+def _under_way(execute: Execute, edit_id: str) -> list[tuple[Any, ...]]:
+    """Number and status of the ticket of this edit that is under way: one, or none."""
+    # the statuses are spelled out as the index spells them, or SQLite would not use it
+    under_way = "SELECT number, status FROM tickets WHERE edit_id = ? AND status IN ('queued', 'training', 'live')"
+    return execute(under_way, edit_id)
 
 
 def _queue_again(execute: Execute, events: EventWriter, present: str) -> None:

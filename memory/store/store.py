@@ -222,7 +222,6 @@ class Store:
                 raise ConflictError("nothing was committed yet, so there is nothing to roll back")
             held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
             wanted = set(target.tickets.values())
-            self._check_return(target, wanted - held)
             moves = [Move(number, RETIRED) for number in sorted(held - wanted)]
             moves += [Move(number, LIVE) for number in sorted(wanted - held)]
             new, why = replace(target, version=current.number + 1), reason or f"back to version {version}"
@@ -398,16 +397,6 @@ class Store:
         for ticket in self.journal.tickets(edit_id=edit_id, status=(QUEUED, TRAINING)):
             return ticket.number
         raise ConflictError(f"edit {edit_id!r} is neither live nor queued nor in training; see `wise store log`")
-
-    def _check_return(self, target: Snapshot, returning: set[int]) -> None:
-        """Edits that come back are not under way anew."""
-        back = {edit_id for edit_id, number in target.tickets.items() if number in returning}
-        for ticket in self.journal.tickets(status=(QUEUED, TRAINING)):
-            if ticket.edit.id in back:
-                raise ConflictError(
-                    f"edit {ticket.edit.id!r} would come back while it is {ticket.status} as ticket {ticket.number}; "
-                    "wait until that is done, or delete it"
-                )
 
     @contextmanager
     def _changing(self) -> Iterator[None]:

@@ -37,7 +37,7 @@ from wise.safe_text import redacted
 EXIT_CODES = (
     "Exit codes: 0 all is well; 1 something unexpected went wrong; 2 the usage or the input is wrong; "
     "3 'wise edit', 'wise forget' or 'wise store delete' saved a memory, but not every edit verified; "
-    "4 'wise store check' found a store that is not whole."
+    "4 'wise store check' found a store that is not whole; 130 stopped by Ctrl-C."
 )
 
 USERS_FILES = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, NotADirectoryError)

@@ -59,6 +59,7 @@ class TokenView(BaseModel):
     namespaces: list[str] | None = Field(description="The namespaces that it sees and edits alone; null for all.")
 
 
+@router.head("/health", include_in_schema=False)  # some probes ask so
 @router.get("/health")
 async def health(service: ServiceDep) -> Health:
     """Whether the process works; 503 if it must be restarted."""
@@ -67,6 +68,7 @@ async def health(service: ServiceDep) -> Health:
     return Health()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_model_exclude_none=True)
 async def ready(request: Request, service: ServiceDep) -> Readiness:
     """Whether requests should come here, for answers; 503 with the reason if not.

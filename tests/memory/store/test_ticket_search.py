@@ -9,8 +9,8 @@ import pytest
 from stores import new_folder
 
 from wise.edits import Edit
-from wise.errors import EditError
-from wise.memory.store import ticket_search
+from wise.errors import EditError, StoreError
+from wise.memory.store import journal, ticket_search
 from wise.memory.store.edit_request import EditRequest, Ticket
 from wise.memory.store.store import Store
 from wise.memory.store.ticket_search import TicketFilter, search_tickets
@@ -117,3 +117,14 @@ def test_what_is_no_time_is_refused() -> None:
 def test_tickets_are_counted_by_status(store: Store) -> None:
     assert store.journal.counts() == {"queued": COUNT - 2, "failed": 2}
     assert store.journal.oldest_queued() == store.journal.tickets()[2].accepted_at
+
+
+def test_tickets_are_read_by_number_in_the_order_in_which_they_are_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "AT_ONCE", 2)
+    asked = [41, 3, 58, 3, 7]
+    assert [ticket.number for ticket in store.journal.tickets(numbers=asked)] == asked
+    assert store.journal.tickets(numbers=[]) == ()
+    with pytest.raises(StoreError):
+        store.journal.tickets(numbers=[41, COUNT + 1])

@@ -105,6 +105,7 @@ def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkey
         assert client.get("/health").json() == {"status": "ok"}
         ready = client.get("/ready")
         assert ready.json() == {"status": "ready"}, "answers do not wait for an editor"
+        assert [client.head(path).status_code for path in ("/health", "/ready", "/v1/edits")] == [200, 200, 405]
         with served.client("reader") as reader:
             told = reader.get("/ready").json()
             assert (told["status"], told["version"], told["edits"], told["editor"]) == ("ready", 0, 0, "failing")
@@ -147,7 +148,7 @@ def test_answers_say_how_they_may_be_kept_and_methods_are_named(served: Running)
             told = client.get(path).headers
             assert (told["x-content-type-options"], told["cache-control"]) == ("nosniff", "no-store")
         assert client.get("/console").headers["cache-control"] == "no-cache"
-        for path, methods in (("/v1/edits", "GET, POST"), ("/v1/edits/x", "GET, PUT, DELETE"), ("/health", "GET")):
+        for path, methods in (("/v1/edits", "GET, POST"), ("/v1/edits/x", "GET, PUT, DELETE"), ("/health", "GET, HEAD")):
             answer = client.patch(path)
             assert error_of(answer, 405) and answer.headers["allow"] == methods
         other = client.get("/v1/edits/", headers={"Host": "evil.example"})
