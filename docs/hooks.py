@@ -33,7 +33,6 @@ MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 SCHEMA_FILE = "reference/openapi.json"
 MODELS_FILE = ROOT / "docs/results/models.json"
 VLLM_FILE = ROOT / "docs/results/vllm.json"
-ATTACKS_FILE = ROOT / "docs/results/service.json"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -240,18 +239,6 @@ def vllm_costs() -> str:
     return "\n\n".join(tables) or "Nothing was measured yet."
 
 
-def attacks() -> str:
-    """What `scripts/attack_serve.py` and `scripts/attack_store.py` saw, on the earlier commit and now."""
-    runs = json.loads(ATTACKS_FILE.read_text(encoding="utf-8"))
-
-    def seen(run: str, name: str) -> str:
-        found = runs[run].get(name)
-        return "not run" if found is None else f"{'held' if found['held'] else '**broken**'}: {one_line(found['seen'])}"
-
-    rows = [(code(name), seen("before", name), seen("now", name)) for name in sorted(runs["before"] | runs["now"])]
-    return table(("Attack", "Before", "Now"), rows)
-
-
 def changelog() -> str:
     return (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").partition("\n")[2]
 
@@ -260,7 +247,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     made.__name__: made
     for made in (
         wise_config, service_settings, commands, http_routes, http_errors, http_schemas, models_counted,
-        models_that_work, models_that_do_not, vllm_compared, vllm_costs, attacks, changelog
+        models_that_work, models_that_do_not, vllm_compared, vllm_costs, changelog
     )
 }
 

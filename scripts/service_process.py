@@ -8,9 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -73,38 +71,17 @@ class Service:
         except OSError:
             return "no"
 
-    def open(
-        self,
-        path: str,
-        body: Any = None,
-        *,
-        method: str | None = None,
-        token: str | None = None,
-        headers: Mapping[str, str] | None = None,
-        seconds: float = 120.0,
-    ) -> Any:
-        """The answer of urllib, to be read as it comes. Raises HTTPError, an OSError, for a refusal.
-
-        token: another one than the admin's; "" for none.
-        """
+    def open(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
+        """The answer of urllib, to be read as it comes; with a body it is a POST. Raises HTTPError, an OSError, for a
+        refusal."""
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
         data = None if body is None else json.dumps(body).encode()
-        given = {"Content-Type": "application/json", **(headers or {})}
-        if token != "":
-            given["Authorization"] = f"Bearer {token or self.token}"
-        request = urllib.request.Request(f"{self.url}{path}", data, given, method=method)
-        return urllib.request.urlopen(request, timeout=seconds)
+        request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
+        return urllib.request.urlopen(request, timeout=120)
 
-    def ask(self, path: str, body: Any = None, **how: Any) -> tuple[int, Any, str]:
-        """Status, headers and text of an answer, also of a refusal. how: as `open` takes it."""
-        try:
-            with self.open(path, body, **how) as answer:
-                return answer.status, answer.headers, answer.read().decode()
-        except urllib.error.HTTPError as error:
-            return error.code, error.headers, error.read().decode()
-
-    def fetch(self, path: str, body: Any = None, **how: Any) -> Any:
-        """The JSON of an answer; with a body it is a POST. Raises HTTPError for a refusal."""
-        with self.open(path, body, **how) as answer:
+    def fetch(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
+        """The JSON of an answer; otherwise as `open`."""
+        with self.open(path, body, method=method) as answer:
             return json.loads(answer.read())
 
     def tickets(self) -> list[dict[str, Any]]:

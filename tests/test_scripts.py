@@ -24,7 +24,6 @@ from repository import ROOT
 from transformers import AutoModelForCausalLM
 
 from wise.demo.facts import load_facts
-from wise.memory.store.store import Store
 
 COMMANDS = (
     "scripts/demo", "scripts/test", "scripts/test_floor", "scripts/test_vllm", ".ci/run", ".ci/postgres", ".ci/chromium"
@@ -381,37 +380,6 @@ def test_the_check_of_a_gpu_ends_with_a_message_where_there_is_none(bench: Calla
     assert not list(tmp_path.iterdir())
 
 
-QUICK = ("b08", "c01_fo", "c01_r", "c02", "c06_v", "c07", "c08", "c09")
-
-
-@pytest.mark.parametrize("script", ["attack_store.py", "attack_serve.py"])
-def test_attacks_are_listed_each_with_what_must_hold(
-    bench: Callable[..., None], script: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    with pytest.raises(SystemExit) as ended:
-        bench("--list", script=script)
-    listed = capsys.readouterr().out.splitlines()
-    assert ended.value.code == 0 and len(listed) > 10
-    assert all(line[1:3].isdigit() and ": " in line and line.endswith(".") for line in listed)
-
-
-def test_a_store_holds_against_what_has_broken_one_before(
-    bench: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "scripts")
-    with pytest.raises(SystemExit) as ended:
-        bench(*QUICK, "--into", str(tmp_path / "runs.json"), "now", script="attack_store.py")
-    told = capsys.readouterr().out
-    found = json.loads(told.splitlines()[-1])
-    assert ended.value.code == 0 and all(one["held"] for one in found.values()) and len(found) > len(QUICK), told
-    assert json.loads((tmp_path / "runs.json").read_text())["now"] == found
-    monkeypatch.setattr(Store, "check", lambda *_, **__: SimpleNamespace(problems=()))  # which sees nothing
-    with pytest.raises(SystemExit) as ended:
-        bench("c01_r", script="attack_store.py")
-    assert ended.value.code == 1 and "BROKEN" in capsys.readouterr().out
-
-
 # Stands in for Python where a service is started: notes its process id, and never gets ready.
 FAKE_SERVICE = """#!/bin/sh
 echo $$ >"$0.pid"
@@ -430,23 +398,18 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
 @pytest.mark.parametrize(
     ("program", "said"), [("#!/bin/sh\nexit 1\n", "did not start"), (FAKE_SERVICE, "did not become ready")]
 )
-def test_a_service_that_does_not_start_is_a_broken_attack_and_leaves_no_process(
+def test_a_service_that_does_not_start_says_so_and_leaves_no_process(
     scripts: Callable[[str], Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
     program: str,
     said: str,
 ) -> None:
     write_program(tmp_path / "python", program)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setattr(scripts("service_process"), "STARTING", 0.0)
-    start = lambda: str(scripts("service_process").Service(tmp_path / "store", tmp_path / "log", []))  # noqa: E731
-    monkeypatch.setattr(sys, "argv", ["attacks", "--into", str(tmp_path / "runs.json"), "now"])
-    attacks = {"a": ("is not run", start), "b": ("is run all the same", lambda: "held")}
-    assert scripts("attacks").main(None, attacks) == 1
-    found = json.loads((tmp_path / "runs.json").read_text())["now"]
-    assert said in found["a"]["seen"] and found["b"]["held"], capsys.readouterr().out
+    with pytest.raises(RuntimeError, match=said):
+        scripts("service_process").Service(tmp_path / "store", tmp_path / "log", [])
     check_gone(tmp_path / "python.pid")
 
 
