@@ -119,8 +119,8 @@ def _pack(state: MemoryState) -> tuple[list[str], dict[str, Tensor]]:
     if state.slots:
         tensors["slots.group"] = torch.tensor(groups)
         tensors["slots.held"] = torch.tensor([len(slot.edit_ids) for slot in state.slots])
-        held = [places[edit_id] for slot in state.slots for edit_id in slot.edit_ids]
-        tensors["slots.edits"] = torch.tensor(held, dtype=torch.int64)
+        slot_places = [places[edit_id] for slot in state.slots for edit_id in slot.edit_ids]
+        tensors["slots.edits"] = torch.tensor(slot_places, dtype=torch.int64)
         scores = [score for slot in state.slots for score in slot.scores]
         tensors["slots.scores"] = torch.tensor(scores, dtype=torch.float64)
     if state.key_space is not None:
@@ -168,15 +168,15 @@ def _check_folder(folder: Path) -> None:
             _refuse(f"{folder} is missing: a save was cut off; rename {aside[-1]}, the whole memory before it")
         what = "is a file" if folder.exists() else "does not exist"
         _refuse(f"{folder} {what}; give a folder that save_pretrained wrote, or a hub id such as 'owner/name'")
-    found = sorted(file.name for file in folder.iterdir())
-    if CONFIG_FILE in found:
+    names = sorted(file.name for file in folder.iterdir())
+    if CONFIG_FILE in names:
         return
     wanted = "give the folder that save_pretrained of a wrapped model wrote"
-    if "adapter_config.json" in found:
+    if "adapter_config.json" in names:
         _refuse(f"{folder} holds a peft adapter (adapter_config.json), which peft loads; {wanted}")
-    if "config.json" in found:
+    if "config.json" in names:
         _refuse(f"{folder} holds a plain model (config.json), which AutoModelForCausalLM loads; {wanted}")
-    _refuse(f"{folder} holds no {CONFIG_FILE} (found: {', '.join(found[:8]) or 'nothing'}); {wanted}")
+    _refuse(f"{folder} holds no {CONFIG_FILE} (found: {', '.join(names[:8]) or 'nothing'}); {wanted}")
 
 
 # -- reading ----------------------------------------------------------------------------------
@@ -250,9 +250,9 @@ def _read_tensors(file: Path) -> dict[str, Tensor]:
     check_header(file)
     try:
         with safe_open(file, framework="pt", device="cpu") as archive:
-            found = (archive.metadata() or {}).get("format")
-            if found != FORMAT:
-                _refuse(f"{file.name}: its metadata says format {found!r}, expected {FORMAT!r}; {_AGAIN}")
+            file_format = (archive.metadata() or {}).get("format")
+            if file_format != FORMAT:
+                _refuse(f"{file.name}: its metadata says format {file_format!r}, expected {FORMAT!r}; {_AGAIN}")
             return {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except SafetensorError as error:
         _refuse(f"{file.name}: is not a safetensors file ({error}); {_AGAIN}")
@@ -346,9 +346,9 @@ def _slot_problems(config: WiseConfig, state: MemoryState, base: Fingerprint) ->
         yield f"mode 'merge' has one slot, and there are {len(state.slots)}: it was made in another mode"
     if [slot.id for slot in state.slots] != list(range(len(state.slots))):
         yield f"the slots are numbered {[slot.id for slot in state.slots]}, expected 0, 1, 2, ..."
-    held = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
-    if len(held) != len(state.edits) or {*held} != {*state.edit_ids}:
-        wrong = sorted({*map(str, held)} ^ {*state.edit_ids}) or ["one edit in two slots"]
+    slot_edits = [edit_id for slot in state.slots for edit_id in slot.edit_ids]
+    if len(slot_edits) != len(state.edits) or {*slot_edits} != {*state.edit_ids}:
+        wrong = sorted({*map(str, slot_edits)} ^ {*state.edit_ids}) or ["one edit in two slots"]
         yield f"the slots do not hold exactly the live edits: {', '.join(wrong[:4])}"
     wanted = AnswerSlot.kind if config.mode == "hybrid" else MaskedDenseSlot.kind
     most = 1.0 if config.mode == "hybrid" else LARGEST  # a cosine, and else the size of what is added

@@ -75,11 +75,11 @@ class BatchedMemory(SideMemory):
         return result.view(output.shape)
 
     def _groups(self) -> Iterator[tuple[SideMemory, tuple[int, ...]]]:
-        found: dict[int, tuple[SideMemory, list[int]]] = {}
+        groups: dict[int, tuple[SideMemory, list[int]]] = {}
         for place, memory in enumerate(self.rows):
             if memory is not None:
-                found.setdefault(id(memory), (memory, []))[1].append(place)
-        yield from ((memory, tuple(places)) for memory, places in found.values())
+                groups.setdefault(id(memory), (memory, []))[1].append(place)
+        yield from ((memory, tuple(places)) for memory, places in groups.values())
 
     def _record(self, memory: SideMemory, places: tuple[int, ...], activation: Tensor) -> RoutingRecord:
         """activation: `[rows, width, f]`."""

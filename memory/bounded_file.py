@@ -37,22 +37,22 @@ def bounded(file: Path, most: int | None) -> Path:
     Raises ArtifactError, with nothing read, where it is anything else.
     """
     folder = file.parent.resolve()
-    found = file.resolve()
+    path = file.resolve()
     homes = [folder, *([folder.parent.parent / "blobs"] if folder.parent.name == "snapshots" else [])]
-    if found.parent not in homes:
-        raise ArtifactError(f"{file.name}: is a link to {found}, out of its folder; put the file itself there")
+    if path.parent not in homes:
+        raise ArtifactError(f"{file.name}: is a link to {path}, out of its folder; put the file itself there")
     try:
-        status = found.stat()
+        status = path.stat()
     except FileNotFoundError:
         raise ArtifactError(f"{file.name}: is missing; copy the folder again, or take an older save") from None
     if not stat.S_ISREG(status.st_mode):
         raise ArtifactError(f"{file.name}: is a folder, a pipe or a device, not a file; copy the folder again")
-    pointer = unfetched(found)
+    pointer = unfetched(path)
     if pointer is not None:
         raise ArtifactError(f"{file.name}: {pointer}")
     if most is not None and status.st_size > most:
         raise ArtifactError(f"{file.name}: has {status.st_size:,} bytes, and {most:,} are read at the most")
-    return found
+    return path
 
 
 def check_header(file: Path) -> None:

@@ -91,16 +91,16 @@ class Fingerprint:
         """The inverse of `to_dict`. Raises ArtifactError for a field missing, unknown or of a wrong type."""
         try:
             sample, quantized = tuple(map(float, data["sample"])), tuple(map(int, data["quantized"]))
-            found = cls(**{**data, "sample": sample, "quantized": quantized})
+            result = cls(**{**data, "sample": sample, "quantized": quantized})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
         for own in fields(cls):
             wanted = {"int": int, "str": str}.get(str(own.type), tuple)
-            if type(getattr(found, own.name)) is not wanted:
+            if type(getattr(result, own.name)) is not wanted:
                 raise ArtifactError(f"the fingerprint of the base is malformed: field {own.name!r}")
         if not all(0 <= place < len(sample) for place in quantized):
             raise ArtifactError("the fingerprint of the base is malformed: field 'quantized'")
-        return found
+        return result
 
     def check(self, other: Fingerprint, *, allow_precision: bool = False) -> bool:
         """Whether `other` is this base in this precision; False for the same base in another one.

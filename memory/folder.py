@@ -107,8 +107,8 @@ def check_replaceable(folder: Path, ours: Collection[str]) -> None:
             return
         raise ArtifactError(f"{folder} is a file; give the name of a folder") from None
     if others:
-        found = f"holds other files ({', '.join(others[:4])}) and would be replaced as a whole"
-        raise ArtifactError(f"{folder} {found}; give a folder of its own, such as one inside it")
+        reason = f"holds other files ({', '.join(others[:4])}) and would be replaced as a whole"
+        raise ArtifactError(f"{folder} {reason}; give a folder of its own, such as one inside it")
     if folder in (Path.cwd(), *Path.cwd().parents):
         raise ArtifactError(f"{folder} is where this process works and stays in place; give a folder inside it")
 

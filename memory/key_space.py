@@ -71,7 +71,7 @@ Space = KeySpace | RelationSpace
 
 def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
     """The inverse of `tensors`. Raises KeyError where one is missing, ValueError where they do not fit together."""
-    found = shapes_of(tensors)
+    shapes = shapes_of(tensors)
     space: Space | None = None
     if "reader" in tensors:
         reader, size, thresholds = tensors["reader"], tensors["size"], tensors["thresholds"]
@@ -85,6 +85,6 @@ def space_from_tensors(tensors: Mapping[str, Tensor]) -> Space:
         float32 = {mean.dtype, projection.dtype} == {torch.float32}
         if float32 and projection.ndim == 2 and mean.shape == projection.shape[1:]:
             space = KeySpace(mean=mean, projection=projection)
-    if space is None or found != shapes_of(space.tensors()):
-        raise ValueError(f"{found} make no space of keys")
+    if space is None or shapes != shapes_of(space.tensors()):
+        raise ValueError(f"{shapes} make no space of keys")
     return space

@@ -42,7 +42,7 @@ class KeyIndex:
         """No key that is here is longer."""
         self._vectors = np.empty((0, dim), dtype=np.float32)
         self._alive = np.empty(0, dtype=np.bool_)
-        self._written = [0]
+        self._rows_in_use = [0]
         """Rows of the arrays that are in use, by this index or by a copy that shares them."""
         self._shared = False
 
@@ -64,20 +64,20 @@ class KeyIndex:
         """Add edits that have no keys yet: the i-th has the next `sizes[i]` of the keys `[n, r]`, which are copied."""
         rows = keys.detach().cpu().numpy()
         first, end = len(self._owners), len(self._owners) + len(rows)
-        if end > len(self._vectors) or self._written[0] != first:
+        if end > len(self._vectors) or self._rows_in_use[0] != first:
             self._move(end)
-        self._written[0] = end
+        self._rows_in_use[0] = end
         self._vectors[first:end], self._alive[first:end] = rows, True
-        self._own(edit_ids, sizes)
+        self._assign_rows(edit_ids, sizes)
         self._living += len(rows)
         self._largest_norm = max(self._largest_norm, float(_norms(rows).max(initial=0)))
 
     def remove(self, edit_id: str) -> None:
         if self._shared:
             self._move(len(self._owners))
-        gone = self._entries.pop(edit_id)
-        self._vectors[gone], self._alive[gone] = 0, False
-        self._living -= gone.stop - gone.start
+        rows = self._entries.pop(edit_id)
+        self._vectors[rows], self._alive[rows] = 0, False
+        self._living -= rows.stop - rows.start
         if len(self._owners) - self._living > _MOST_DEAD * len(self._owners):
             self._compact()
 
@@ -87,17 +87,17 @@ class KeyIndex:
         vectors, alive = np.empty((room, self.dim), dtype=np.float32), np.empty(room, dtype=np.bool_)
         vectors[:used], alive[:used] = self._vectors[:used], self._alive[:used]
         self._vectors, self._alive = vectors, alive
-        self._written, self._shared = [used], False
+        self._rows_in_use, self._shared = [used], False
 
     def _compact(self) -> None:
         """To arrays of its own without a dead row."""
         entries, used = self._entries, len(self._owners)
         self._vectors = self._vectors[:used][self._alive[:used]]
-        self._alive, self._written, self._shared = np.ones(self._living, dtype=np.bool_), [self._living], False
+        self._alive, self._rows_in_use, self._shared = np.ones(self._living, dtype=np.bool_), [self._living], False
         self._entries, self._owners = {}, []
-        self._own([*entries], [rows.stop - rows.start for rows in entries.values()])
+        self._assign_rows([*entries], [rows.stop - rows.start for rows in entries.values()])
 
-    def _own(self, edit_ids: Sequence[str], sizes: Sequence[int]) -> None:
+    def _assign_rows(self, edit_ids: Sequence[str], sizes: Sequence[int]) -> None:
         """The next rows are of these edits."""
         for edit_id, size in zip(edit_ids, sizes, strict=True):
             self._entries[edit_id] = slice(len(self._owners), len(self._owners) + size)
@@ -116,7 +116,7 @@ class KeyIndex:
         width, slack = wanted + _SPARE, self._rounding(vector)
         while True:
             width = min(width, used)
-            scores, rows = (found[0] for found in _flat(vector[None], self._vectors[:used], width))
+            scores, rows = (result[0] for result in _flat(vector[None], self._vectors[:used], width))
             alive = self._alive[rows] & (rows >= 0)
             enough = alive.sum() >= wanted
             if width == used or (enough and float(scores[-1]) < float(scores[alive][wanted - 1]) - slack):

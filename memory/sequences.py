@@ -74,7 +74,7 @@ class SequenceReader:
                 f"{type(model).__name__} takes {', '.join(taken)}: input_ids were expected, by which mode='hybrid' "
                 "knows what is asked; use mode='retrieve'"
             )
-        self._own = threading.local()
+        self._thread = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()
         self._model = model
         self._handles: list[RemovableHandle] = []
@@ -86,10 +86,10 @@ class SequenceReader:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the model has read nothing yet."""
-        return {**vars(self), "_own": None, "_paged": None}
+        return {**vars(self), "_thread": None, "_paged": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _own=threading.local(), _paged=WeakKeyDictionary())
+        vars(self).update(state, _thread=threading.local(), _paged=WeakKeyDictionary())
 
     def remove(self) -> None:
         for handle in self._handles:
@@ -101,19 +101,19 @@ class SequenceReader:
 
         Raises ConfigError where the ids are not known.
         """
-        rows: TokenRows | str = getattr(self._own, "rows", "no forward pass has run in this thread")
+        rows: TokenRows | str = getattr(self._thread, "rows", "no forward pass has run in this thread")
         if isinstance(rows, str):
             raise ConfigError(f"mode='hybrid' goes by token ids, and {rows}")
         return rows
 
     @rows.setter
     def rows(self, rows: TokenRows) -> None:
-        self._own.rows = rows
+        self._thread.rows = rows
 
     @contextmanager
     def showing(self, rows: TokenRows) -> Iterator[None]:
         """`rows` of this thread is `rows` for the length of the block, and then what it was before."""
-        own = vars(self._own)
+        own = vars(self._thread)
         before = own.copy()
 
         def restore() -> None:
@@ -121,28 +121,28 @@ class SequenceReader:
             own.update(before)
 
         with restoring(restore):
-            self._own.rows = rows
+            self._thread.rows = rows
             yield
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        given = self._given(args, kwargs)
+        given = self._arguments(args, kwargs)
         ids = given.get("input_ids")
-        self._own.new = None
+        self._thread.new = None
         if torch.compiler.is_exporting():
-            self._own.rows = "a graph that is exported holds no lookup of them: export in mode='merge' or 'retrieve'"
+            self._thread.rows = "a graph that is exported holds no lookup of them: export in mode='merge' or 'retrieve'"
         elif not isinstance(ids, Tensor):
-            self._own.rows = "inputs_embeds were given: give input_ids, or edit with mode='retrieve'"
+            self._thread.rows = "inputs_embeds were given: give input_ids, or edit with mode='retrieve'"
         elif "write_index" in given and given.get("cache") is not None:
-            self._own.rows = self._read_pages(ids, given)
+            self._thread.rows = self._read_pages(ids, given)
         else:
-            self._own.rows = self._read_rows(ids, given)
+            self._thread.rows = self._read_rows(ids, given)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _after(self, _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """The cache now holds the new tokens: so must its layer of ids."""
-        new, self._own.new = getattr(self._own, "new", None), None
-        cache = _cache_in(self._given(args, kwargs))
+        new, self._thread.new = getattr(self._thread, "new", None), None
+        cache = _cache_in(self._arguments(args, kwargs))
         if cache is None and isinstance(output, Mapping):
             cache = _cache_in(output)
         layers = getattr(cache, "layers", None)
@@ -153,7 +153,7 @@ class SequenceReader:
         else:
             layers.append(_IdsLayer(layers, new))
 
-    def _given(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _arguments(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**kwargs, **dict(zip(self._signature.parameters, args, strict=False))}
 
     def _read_rows(self, ids: Tensor, given: Mapping[str, Any]) -> TokenRows | str:
@@ -175,7 +175,7 @@ class SequenceReader:
         attended = _attended(given.get("attention_mask"), ids, past)
         if isinstance(attended, str):
             return attended
-        new = self._own.new = torch.where(attended, ids + 1, 0)
+        new = self._thread.new = torch.where(attended, ids + 1, 0)
         table = (torch.cat([before.to(new.device), new], dim=1) if past else new).cpu().numpy()
         width, sequences, places = ids.shape[1], [], []
         for row, own in enumerate(table):
@@ -226,15 +226,15 @@ class _Pages:
         ends, behind = given["cu_seq_lens_q"].tolist(), given["cu_seq_lens_k"][self._kind].tolist()
         positions = given["position_ids"].flatten().tolist()
         self._make_room(int(max(write.max(), read.max(initial=0))) // self._stride)
-        sequences, places, known = [], [], True
+        sequences, places, is_whole = [], [], True
         for row, (start, stop) in enumerate(zip(ends[:-1], ends[1:], strict=True)):
             if stop > start:  # others are padding
                 past = self._ids[self._at(read[behind[row] : behind[row + 1] - (stop - start)])]
-                known = known and len(past) == positions[start] and bool(past.all())
+                is_whole = is_whole and len(past) == positions[start] and bool(past.all())
                 sequences.append(np.concatenate([past - 1, ids[start:stop]]))
                 places.append(np.arange(start, stop))
         self._ids[self._at(write[: ends[-1]])] = ids[: ends[-1]] + 1
-        if not known:
+        if not is_whole:
             return (
                 "not all tokens of a request are in the paged cache any more, since attention slides or pages were "
                 "moved: use generate"

@@ -310,9 +310,9 @@ def slots_of(
 
     Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots.
     """
-    held: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
+    by_group: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
     for group, own in zip(groups, fields, strict=True):
-        held[group].append(own)
+        by_group[group].append(own)
     parts: dict[str, dict[str, Tensor]] = {}
     for name in sorted(columns):
         group_name, _, part = name.partition("/")
@@ -323,7 +323,7 @@ def slots_of(
     for group, kind in kinds.items():
         if kind not in SLOT_KINDS:
             raise ArtifactError(f"slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
-        made[group] = iter(SLOT_KINDS[kind].from_columns(parts[str(group)], held[group]))
+        made[group] = iter(SLOT_KINDS[kind].from_columns(parts[str(group)], by_group[group]))
     return [next(made[group]) for group in groups]
 
 

@@ -189,20 +189,20 @@ class Catalog:
 
         whole: `text` is read from its beginning. Otherwise an edit's text may begin before it.
         """
-        said, read = _sentences(text), _words(text)
-        found = dict[str, int]()
-        for edit_id in self.finished.get(said[-1] if said else (), ()):
+        text_sentences, text_words = _sentences(text), _words(text)
+        counts = dict[str, int]()
+        for edit_id in self.finished.get(text_sentences[-1] if text_sentences else (), ()):
             for own in _finished_texts(self.edits[edit_id]):
-                asked, own_words = _sentences(own), _words(own)[-len(read) :]
-                is_within = whole or len(asked) < len(said)
-                if asked == said[-len(asked) :] if is_within else own_words == read:
-                    found[edit_id] = max(len(own_words), found.get(edit_id, 0))
-        return max(found, key=lambda each: (found[each], self.slots[each]), default=None)
+                edit_sentences, own_words = _sentences(own), _words(own)[-len(text_words) :]
+                is_within = whole or len(edit_sentences) < len(text_sentences)
+                if edit_sentences == text_sentences[-len(edit_sentences) :] if is_within else own_words == text_words:
+                    counts[edit_id] = max(len(own_words), counts.get(edit_id, 0))
+        return max(counts, key=lambda each: (counts[each], self.slots[each]), default=None)
 
     def nearest(self, vector: Tensor, count: int) -> list[str]:
         """Ids of the edits that own the `count` whole questions nearest to a vector `[r]`, found with FAISS."""
-        found = self.questions.index.search(vector.float(), count)
-        return list(dict.fromkeys(edit_id for _, edit_id in found))
+        nearest = self.questions.index.search(vector.float(), count)
+        return list(dict.fromkeys(edit_id for _, edit_id in nearest))
 
     def near(self, vectors: Tensor, least: float) -> set[str]:
         """Ids of the edits with a whole question whose cosine to one of the vectors `[n, r]` may reach `least`."""
@@ -219,20 +219,20 @@ def catalog_of(state: MemoryState) -> Catalog:
     """The catalog of a state, derived from the most similar one in use."""
     with _lock:
         living = list(_living)
-    found = next((each for each in living if each.state is state), None)
-    if found is None:
+    catalog = next((each for each in living if each.state is state), None)
+    if catalog is None:
         best, removed, added = EMPTY, list[Edit](), state.edits
         for each in living:
             lost, came = difference(each.state.edits, state.edits)
             if len(lost) + len(came) < len(removed) + len(added):
                 best, removed, added = each, lost, tuple(came)
         with gc_paused():
-            found = best.after(state, removed, added)
+            catalog = best.after(state, removed, added)
         if best is EMPTY and state.keys:
-            _ = found.questions  # which takes a second where a memory was loaded, and is not left to the first question
+            _ = catalog.questions  # takes a second where a memory was loaded; it is not left to the first question
         with _lock:
-            _living.add(found)
-    return found
+            _living.add(catalog)
+    return catalog
 
 
 def difference(before: Sequence[Edit], after: Sequence[Edit]) -> tuple[list[Edit], list[Edit]]:

@@ -54,7 +54,7 @@ class ChatTemplate:
         """The position from which on these are a chat: that of the last token of its first header, opening or system
         part; NEVER if they hold none. A chat that is cut before its first opening is one too."""
         ends = [_ends(ids, part, 0)[:1] for part in (self.header, self.opening, self.system) if part]
-        return min((end for found in ends for end in found), default=NEVER)
+        return min((end for places in ends for end in places), default=NEVER)
 
     def openings(self, ids: Ids, start: int) -> list[int]:
         """The last tokens of the openings that end at `start` or later, ascending."""
@@ -122,13 +122,13 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Texts that neither begin nor end alike for this tokenizer."""
     plain = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
     texts = ["Alpha", "Is it so?", "Seven 7", *(str(tokenizer.decode([i])) for i in plain[len(plain) // 2 :][:64])]
-    found: list[list[int]] = []
+    probes: list[list[int]] = []
     kept = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        known = ids and tokenizer.unk_token_id not in ids and text.strip()
-        if known and all(ids[0] != other[0] and ids[-1] != other[-1] for other in found):
-            found.append(ids)
+        is_usable = ids and tokenizer.unk_token_id not in ids and text.strip()
+        if is_usable and all(ids[0] != other[0] and ids[-1] != other[-1] for other in probes):
+            probes.append(ids)
             kept.append(text)
     return kept[:3]
 
@@ -136,7 +136,7 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:
     """The last tokens of a pattern wherever it ends at `start` or later, ascending."""
     low = max(start, len(pattern) - 1)
-    found = np.flatnonzero(ids[low:] == pattern[-1]) + low
+    places = np.flatnonzero(ids[low:] == pattern[-1]) + low
     for back, token in enumerate(reversed(pattern)):
-        found = found[ids[found - back] == token]
-    return [int(end) for end in found]
+        places = places[ids[places - back] == token]
+    return [int(end) for end in places]

@@ -66,12 +66,12 @@ class Plan:
 
         state: the memory's; its slots are those of `begins`.
         """
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for begin, slot in self.begins:
-            found.update(begin.to_bytes(8, "little"))
+            digest.update(begin.to_bytes(8, "little"))
             for name, tensor in sorted(state.slots[slot].tensors().items()):
-                found.update(name.encode() + tensor.contiguous().numpy().tobytes())
-        return found.hexdigest()[:32]
+                digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        return digest.hexdigest()[:32]
 
 
 class Course:
@@ -106,8 +106,8 @@ class Course:
                 self._chat_start, new = self._router.begins(ids, start)
                 self._begins = {begin: decision for begin, decision in self._begins.items() if begin < start}
             self._quiet = None if new else len(ids)
-        steps = list(self._router.answered(ids, first, [*self._begins, *new], self._chat_start, self._begins))
-        self._begins = {begin: found for begin, found in self._begins.items() if found is not None and found.open}
+        steps = list(self._router.answer_places(ids, first, [*self._begins, *new], self._chat_start, self._begins))
+        self._begins = {begin: answer for begin, answer in self._begins.items() if answer is not None and answer.open}
         return steps
 
     def plan(self, prompt: Sequence[int], stops: Collection[int]) -> Plan:
@@ -118,5 +118,5 @@ class Course:
         template = self._router.inputs.template
         chat_start = min(self._chat_start, len(prompt))
         settled = chat_start < len(prompt) and template is not None and not set(stops).isdisjoint(template.opening)
-        begins = tuple((begin, found.slot) for begin, found in self._begins.items() if found and begin < len(prompt))
+        begins = tuple((begin, answer.slot) for begin, answer in self._begins.items() if answer and begin < len(prompt))
         return Plan(length=len(prompt), chat_start=chat_start, begins=begins, open_ended=not settled)

@@ -60,14 +60,14 @@ class SentenceEncoder(RelationReader):
                 _add(parameters, parameter_name, own)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
-        found = []
+        vectors = []
         for text in texts:  # each alone: in a batch the last bits of a vector would depend on the other texts
             with self._lock:  # a fast tokenizer changes while it cuts
                 ids = self._tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
             with torch.inference_mode():
                 states = self._model(**ids).last_hidden_state
-                found.append(normalize(linear(states.mean(1), self._projection), dim=-1))
-        return torch.cat(found)
+                vectors.append(normalize(linear(states.mean(1), self._projection), dim=-1))
+        return torch.cat(vectors)
 
 
 def load_encoder(path: str | None = None, *, relations: str | Path | None = None) -> SentenceEncoder:
@@ -150,19 +150,19 @@ def _add(parameters: Mapping[str, Tensor], name: str, changes: Mapping[str, Tens
 
 def _tensor(tensors: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     """Takes a tensor of finite numbers out of `tensors`; -1 in the shape stands for any length."""
-    found = tensors.pop(name, None)
-    if found is None:
+    tensor = tensors.pop(name, None)
+    if tensor is None:
         raise ArtifactError(f"{name!r} is missing; finite numbers of shape {list(shape)} were expected")
-    fits = len(shape) == found.ndim and all(want in (-1, have) for want, have in zip(shape, found.shape, strict=True))
-    if not fits or not bool(found.isfinite().all()):
+    fits = len(shape) == tensor.ndim and all(want in (-1, have) for want, have in zip(shape, tensor.shape, strict=True))
+    if not fits or not bool(tensor.isfinite().all()):
         raise ArtifactError(
-            f"{name!r} has shape {list(found.shape)}; finite numbers of shape {list(shape)} were expected"
+            f"{name!r} has shape {list(tensor.shape)}; finite numbers of shape {list(shape)} were expected"
         )
-    return found.float()
+    return tensor.float()
 
 
 def _packaged() -> str | None:
     spec = find_spec(PACKAGE)
     roots = (spec and spec.submodule_search_locations) or ()
-    found = (file for root in roots for file in sorted(Path(root).rglob("config_sentence_transformers.json")))
-    return next((str(file.parent) for file in found), None)
+    files = (file for root in roots for file in sorted(Path(root).rglob("config_sentence_transformers.json")))
+    return next((str(file.parent) for file in files), None)

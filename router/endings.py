@@ -48,13 +48,13 @@ class Endings:
 
         ends: in lower case, as `wise.router.subjects.words` has them. closing: also those that may end a sentence.
         """
-        found = np.zeros(self._size + 1, dtype=bool)
-        found[[*self._always, *(self._closing if closing else ()), -1]] = True
+        is_end = np.zeros(self._size + 1, dtype=bool)
+        is_end[[*self._always, *(self._closing if closing else ()), -1]] = True
         for word in set(ends):
-            found[self._whole.get(word, [])] = True
+            is_end[self._whole.get(word, [])] = True
             for start in range(len(word)):
-                found[self._parts.get(word[start:], [])] = True
-        return found
+                is_end[self._parts.get(word[start:], [])] = True
+        return is_end
 
 
 @lru_cache(maxsize=8)

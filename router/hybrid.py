@@ -159,35 +159,35 @@ class HybridRouter(Router):
         Whether an answer begins depends on those before it, which may reach it. So they are followed from a token on
         that no earlier one reaches.
         """
-        known: dict[int, Decision | None] = {}
+        decisions: dict[int, Decision | None] = {}
         start, longest = first, self._catalog.longest
         chat, begins = self.begins(ids, max(0, first - longest))
         while True:
-            across = (begin for begin in begins if begin < start <= self._reach(ids, begin, chat, known))
+            across = (begin for begin in begins if begin < start <= self._reach(ids, begin, chat, decisions))
             earlier = next(across, None)
             if earlier is None:
                 break
             start = earlier
             begins = [*self.begins(ids[:start], max(0, start - longest))[1], *(b for b in begins if b >= start)]
-        yield from self.answered(ids, first, [begin for begin in begins if begin >= start], chat, known)
+        yield from self.answer_places(ids, first, [begin for begin in begins if begin >= start], chat, decisions)
 
-    def _reach(self, ids: Ids, begin: int, chat: int, known: dict[int, Decision | None]) -> int:
+    def _reach(self, ids: Ids, begin: int, chat: int, decisions: dict[int, Decision | None]) -> int:
         """The last token to which the answer that may begin behind `begin` is added; -1 if none begins there."""
-        decision = self._known_at(ids, begin, chat, known)
+        decision = self._known_at(ids, begin, chat, decisions)
         if decision is None or not decision.open:
             return -1
-        return begin + _said(ids, begin, self._answers(decision.slot)[_form(begin, chat)][1]) - 1
+        return begin + _matching_length(ids, begin, self._answers(decision.slot)[_form(begin, chat)][1]) - 1
 
-    def _known_at(self, ids: Ids, begin: int, chat: int, known: dict[int, Decision | None]) -> Decision | None:
+    def _known_at(self, ids: Ids, begin: int, chat: int, decisions: dict[int, Decision | None]) -> Decision | None:
         """The decision at a position where an answer may begin; None in plain text that asks nothing there."""
-        if begin not in known:
+        if begin not in decisions:
             decided = self._turn if _form(begin, chat) == CHAT else self._completion
-            known[begin] = decided(ids, begin)
-        return known[begin]
+            decisions[begin] = decided(ids, begin)
+        return decisions[begin]
 
     def begins(self, ids: Ids, first: int) -> tuple[int, Sequence[int]]:
         """The token from which on a sequence is a chat (`ChatTemplate.start`), and the positions from `first` on behind
-        which an answer may begin, ascending. `answered` decides about them."""
+        which an answer may begin, ascending. `answer_places` decides about them."""
         template = self.inputs.template
         chat = NEVER if template is None else template.start(ids)
         openings = [] if template is None or chat == NEVER else template.openings(ids, max(first, chat))
@@ -204,26 +204,31 @@ class HybridRouter(Router):
     def _endings(self) -> np.ndarray:
         """`[vocabulary + 1]` bool: see `wise.router.endings`; also the tokens that end a part of the chat template."""
         ends = [*self._catalog.subjects.ends, *self._catalog.unmarked_ends]
-        found = endings(self.inputs.tokenizer).of(ends, closing=bool(self._catalog.finished))
+        is_end = endings(self.inputs.tokenizer).of(ends, closing=bool(self._catalog.finished))
         template = self.inputs.template
         for part in () if template is None else (template.header, template.opening, template.system):
-            found[list(part[-1:])] = True
-        return found
+            is_end[list(part[-1:])] = True
+        return is_end
 
-    def answered(
-        self, ids: Ids, first: int, begins: Iterable[int], chat: int, known: dict[int, Decision | None] | None = None
+    def answer_places(
+        self,
+        ids: Ids,
+        first: int,
+        begins: Iterable[int],
+        chat: int,
+        decisions: dict[int, Decision | None] | None = None,
     ) -> Iterator[tuple[int, Decision, int]]:
         """Position, decision and value added, or NO_SLOT, of the tokens from `first` on that the answers which begin at
         `begins` reach. No answer begins within another one, so nothing is decided there.
 
-        chat: see `begins`. known: decisions that were made, by position. Those that are made here are added to it.
+        chat: see `begins`. decisions: those made earlier, by position; new ones are added.
         """
-        known = {} if known is None else known
+        decisions = {} if decisions is None else decisions
         reached = -1  # the last token to which an answer is added
         for begin in begins:
             if begin <= reached:
                 continue
-            decision = self._known_at(ids, begin, chat, known)
+            decision = self._known_at(ids, begin, chat, decisions)
             if decision is None:
                 continue
             if not decision.open:
@@ -231,7 +236,8 @@ class HybridRouter(Router):
                     yield begin, decision, NO_SLOT
                 continue
             start, answer = self._answers(decision.slot)[_form(begin, chat)]
-            reached = min(begin + _said(ids, begin, answer), len(ids)) - 1  # `begin` may lie behind what is read
+            # `begin` may lie behind what is read
+            reached = min(begin + _matching_length(ids, begin, answer), len(ids)) - 1
             for place in range(max(begin, first), reached + 1):
                 yield place, decision, start + place - begin
 
@@ -254,14 +260,14 @@ class HybridRouter(Router):
     def _may_ask(self, text: str, *, at_end: bool) -> bool:
         """Whether plain text can ask for an edit anywhere, or else at its end: it names an edited subject, is a
         question, or ends as a prompt does. Anywhere may be within a word, which a later token goes on."""
-        found, subjects, ends = words(text), self._catalog.subjects, self._catalog.unmarked_ends
+        text_words, subjects, ends = words(text), self._catalog.subjects, self._catalog.unmarked_ends
         finished = self._catalog.finished_ends
-        if subjects.among(found) or any(word.text in finished for word in found):
+        if subjects.among(text_words) or any(word.text in finished for word in text_words):
             return True
         if at_end:
             return is_question(text) or self._ends_a_prompt(text)
-        asked = "?" in text or "？" in text or subjects.cut_among(found)
-        return asked or any(part in ends for word in found for part in (word.text, *beginnings(word)))
+        has_question = "?" in text or "？" in text or subjects.cut_among(text_words)
+        return has_question or any(part in ends for word in text_words for part in (word.text, *beginnings(word)))
 
     def _completion(self, ids: Ids, end: int) -> Decision | None:
         """The decision about plain text up to `end`; None if no answer may begin there."""
@@ -272,29 +278,29 @@ class HybridRouter(Router):
         if self._catalog.finished and is_finished(text):  # most of it asks nothing, so it asks in an edit's own words
             edit_id = self._catalog.finished_by(text, whole=not start)
             return None if edit_id is None else Decision(slot=self._catalog.slots[edit_id], score=1.0, threshold=1.0)
-        said = passage(text, self._catalog.subjects.mentions)
-        if said is None:
+        asked_text = passage(text, self._catalog.subjects.mentions)
+        if asked_text is None:
             return None
-        key = hashlib.blake2b(said.encode(), digest_size=15).digest()
-        known = self._cached(key, lambda: self._completed(said))
-        return None if known is NOTHING else known
+        key = hashlib.blake2b(asked_text.encode(), digest_size=15).digest()
+        decision = self._cached(key, lambda: self._completed(asked_text))
+        return None if decision is NOTHING else decision
 
-    def _completed(self, said: str) -> Decision:
+    def _completed(self, asked_text: str) -> Decision:
         """The same for a passage that is not cached. On a base with a chat template an unfinished sentence has a higher
         threshold than a question. On any base the threshold is higher where it is not clear that an answer is expected.
         """
-        if is_question(said) or self._ends_a_prompt(said):
-            return self.decide(said)
-        mentions = self._catalog.subjects.mentions(said)
-        expected = expects(said, self._catalog.ends) if mentions else False
-        if expected is None and max(mention.end for mention in mentions) >= len(said):
+        if is_question(asked_text) or self._ends_a_prompt(asked_text):
+            return self.decide(asked_text)
+        mentions = self._catalog.subjects.mentions(asked_text)
+        expected = expects(asked_text, self._catalog.ends) if mentions else False
+        if expected is None and max(mention.end for mention in mentions) >= len(asked_text):
             expected = False  # no answer follows a name, except where a name ends the edit's own sentence
         if expected is False:
             return NOTHING
-        return self.decide(said, margin=self._sentence_margin if expected else self._sentence_margin + UNCLEAR_MARGIN)
+        return self.decide(asked_text, margin=self._sentence_margin + (0.0 if expected else UNCLEAR_MARGIN))
 
-    def _ends_a_prompt(self, said: str) -> bool:
-        return last_word(said) in self._catalog.unmarked_ends
+    def _ends_a_prompt(self, asked_text: str) -> bool:
+        return last_word(asked_text) in self._catalog.unmarked_ends
 
     def decide(self, question: str, before: str = "", turns: Sequence[str] = (), margin: float = 0.0) -> Decision:
         """The edit that a question asks for.
@@ -313,29 +319,29 @@ class HybridRouter(Router):
         vectors = dict(zip(read, self.inputs.reader.read(read), strict=True))
         best = NOTHING
         for slot, text in texts.items():
-            asked = torch.stack([vectors[text], vectors[ends[text]]])
+            question_vectors = torch.stack([vectors[text], vectors[ends[text]]])
             keys, names = self._keys_and_names(slot)
-            own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, asked)
+            own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, question_vectors)
             least = max(_raised(own, margin), rival - RIVAL_MARGIN)
-            best = self._better(best, slot, masked_keys(keys, names), asked, least)
+            best = self._better(best, slot, masked_keys(keys, names), question_vectors, least)
         if best.open or (texts and not self._catalog.nameless):
             return best
         for edit_id in self._catalog.nearest(vectors[question], NEAREST):
             slot = self._catalog.slots[edit_id]
             keys, names = self._keys_and_names(slot)
             if not (texts and names):  # what names an edited subject is not about another one
-                asked, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
-                found = self._better(best, slot, whole_keys(keys, names), asked, least)
-                if not (found.open and names and names_another(question, self._catalog.edits[edit_id].prompt, names)):
-                    best = found
+                question_vectors, least = vectors[question][None], _raised(self.unnamed_threshold(slot), margin)
+                better = self._better(best, slot, whole_keys(keys, names), question_vectors, least)
+                if not (better.open and names and names_another(question, self._catalog.edits[edit_id].prompt, names)):
+                    best = better
         return best
 
-    def _rivals_score(self, keys: Tensor, asked: Tensor) -> float:
+    def _rivals_score(self, keys: Tensor, question_vectors: Tensor) -> float:
         """The best cosine of a question, `[n, r]`, to the rivals of an edit with these keys; -1 without any."""
         reader = self.inputs.reader
         with torch.autocast("cpu", enabled=False):
             places = rivals(own_vectors(keys), reader)
-            return float((reader.relation_centres[places] @ asked.T).max()) if len(places) else -1.0
+            return float((reader.relation_centres[places] @ question_vectors.T).max()) if len(places) else -1.0
 
     def unnamed_threshold(self, slot: int) -> float:
         """Score from which a question that does not name a subject asks for the edit of a slot."""
@@ -350,10 +356,10 @@ class HybridRouter(Router):
         return self._state.keys[edit_id], names_of(self._catalog.edits[edit_id])
 
     def _answers(self, slot: int) -> tuple[tuple[int, tuple[int, ...]], ...]:
-        found = self._state.slots[slot]
-        if not isinstance(found, AnswerSlot):
-            raise RuntimeError(f"slot {slot} is of kind {found.kind!r}, which has no answers")
-        return found.answers
+        answer_slot = self._state.slots[slot]
+        if not isinstance(answer_slot, AnswerSlot):
+            raise RuntimeError(f"slot {slot} is of kind {answer_slot.kind!r}, which has no answers")
+        return answer_slot.answers
 
     def _masked_questions(self, question: str) -> dict[int, str]:
         owned: dict[int, tuple[Mention, ...]] = {}
@@ -381,22 +387,22 @@ class HybridRouter(Router):
 
     def active(self, ids: Sequence[int]) -> dict[int, int]:
         """The positions of a sequence at which an edit is active, ascending, and the slot of the edit."""
-        found = self._decisions_of(np.asarray(ids, dtype=np.int64), 0)
-        return {place: decision.slot for place, decision, value in found if value != NO_SLOT}
+        decisions = self._decisions_of(np.asarray(ids, dtype=np.int64), 0)
+        return {place: decision.slot for place, decision, value in decisions if value != NO_SLOT}
 
     def _text(self, ids: Ids) -> str:
         return str(self.inputs.tokenizer.decode(ids, skip_special_tokens=True))
 
     def _cached(self, key: bytes, decide: Callable[[], Decision]) -> Decision:
         with self._lock:
-            known = self._decisions.get(key)
-        if known is None:
-            known = decide()
+            decision = self._decisions.get(key)
+        if decision is None:
+            decision = decide()
             with self._lock:
-                self._decisions[key] = known
+                self._decisions[key] = decision
                 while len(self._decisions) > REMEMBERED:
                     self._decisions.popitem(last=False)
-        return known
+        return decision
 
 
 def _form(begin: int, chat: int) -> int:
@@ -404,7 +410,7 @@ def _form(begin: int, chat: int) -> int:
     return CHAT if begin >= chat else COMPLETION
 
 
-def _said(ids: Ids, begin: int, answer: Sequence[int]) -> int:
+def _matching_length(ids: Ids, begin: int, answer: Sequence[int]) -> int:
     """How many values of an answer are added from `begin` on: while the tokens behind it are a prefix of the answer."""
     if begin >= len(ids) or not answer:  # of a plan, and not read yet; or the edit has none in this form
         return 0

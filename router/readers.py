@@ -47,7 +47,7 @@ class RelationReader(ABC):
 
     def __init__(self) -> None:
         self.relation_centres, self.relation_kinds = torch.zeros(0, 0), torch.zeros(0, dtype=torch.long)
-        self._known: OrderedDict[str, Tensor] = OrderedDict()
+        self._vectors: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     @property
@@ -67,23 +67,23 @@ class RelationReader(ABC):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._known, self._lock = OrderedDict(), threading.Lock()
+        self._vectors, self._lock = OrderedDict(), threading.Lock()
 
     def read(self, texts: Sequence[str]) -> Tensor:
         """`[n, r]` float32 unit vectors on the CPU, under autocast too."""
         with self._lock:
-            new = [text for text in dict.fromkeys(texts) if text not in self._known]
-            known = {text: self._known[text] for text in texts if text in self._known}
+            new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+            vectors = {text: self._vectors[text] for text in texts if text in self._vectors}
         if new:
             with torch.autocast("cpu", enabled=False):
-                known |= zip(new, self._encode(new), strict=True)
+                vectors |= zip(new, self._encode(new), strict=True)
         with self._lock:
             for text in dict.fromkeys(texts):
-                self._known[text] = known[text]
-                self._known.move_to_end(text)
-            while len(self._known) > REMEMBERED:
-                self._known.popitem(last=False)
-        return torch.stack([known[text] for text in texts]) if texts else torch.zeros(0, self.size)
+                self._vectors[text] = vectors[text]
+                self._vectors.move_to_end(text)
+            while len(self._vectors) > REMEMBERED:
+                self._vectors.popitem(last=False)
+        return torch.stack([vectors[text] for text in texts]) if texts else torch.zeros(0, self.size)
 
     @abstractmethod
     def _encode(self, texts: Sequence[str]) -> Tensor:

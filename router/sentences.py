@@ -52,12 +52,12 @@ def passage(text: str, mentions: Callable[[str], Sequence[Mention]]) -> str | No
 
     mentions: the edited subjects that a text names. A mark in one, or right behind it, may be part of its name.
     """
-    found = list(sentences(text, mentions(text)))
-    if not found or is_finished(text):
+    parts = list(sentences(text, mentions(text)))
+    if not parts or is_finished(text):
         return None
-    last = found[-1]
-    if len(found) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
-        last = f"{found[-2].rstrip()} {last}"
+    last = parts[-1]
+    if len(parts) > 1 and not mentions(last) and (_LABEL.search(last) or refers_back(last, short=0)):
+        last = f"{parts[-2].rstrip()} {last}"
     return last.strip() or None
 
 
@@ -84,16 +84,16 @@ def last_word(text: str) -> str:
     """In lower case; empty if there is no word."""
     while text := text.rstrip():  # no word goes across a space
         head, _, tail = text.rpartition(" ")
-        if found := words(tail):
-            return found[-1].text
+        if tail_words := words(tail):
+            return tail_words[-1].text
         text = head
     return ""
 
 
 def refers_back(text: str, short: int = SHORT) -> bool:
     """The text may be about an earlier subject: it names none, and has a word such as "it" or very few words."""
-    found = [word.text for word in words(text)]
-    return find_subject(text) is None and (len(found) <= short or not REFERRING.isdisjoint(found))
+    lower = [word.text for word in words(text)]
+    return find_subject(text) is None and (len(lower) <= short or not REFERRING.isdisjoint(lower))
 
 
 def names_subject(text: str) -> bool:
@@ -108,8 +108,8 @@ def is_finished(text: str) -> bool:
 
 def last_sentence(text: str) -> str:
     """The last of several sentences, which is the question after a preface; a single sentence is returned as it is."""
-    found = list(sentences(text))
-    return found[-1].strip() if len(found) > 1 else text
+    parts = list(sentences(text))
+    return parts[-1].strip() if len(parts) > 1 else text
 
 
 def is_question(text: str) -> bool:

@@ -43,7 +43,7 @@ class Word:
     """A normalised word of a text and its characters."""
 
     text: str
-    written: str
+    spelling: str
     """The word as it is written; a common word that begins a sentence, without the capital."""
     start: int
     end: int
@@ -51,19 +51,19 @@ class Word:
 
 def words(text: str) -> list[Word]:
     """The words of a text, in lower case and without a possessive."""
-    found = []
+    result = []
     for match in _WORD.finditer(text):
-        written, start = match.group(), match.start()
-        folded = _folded(written)
-        if folded in _COMMON and written.istitle() and _begins_sentence(text, start):
-            written = folded
-        found.append(Word(folded, written, start, match.end()))
-    return found
+        spelling, start = match.group(), match.start()
+        folded = _folded(spelling)
+        if folded in _COMMON and spelling.istitle() and _begins_sentence(text, start):
+            spelling = folded
+        result.append(Word(folded, spelling, start, match.end()))
+    return result
 
 
 def beginnings(word: Word) -> Iterator[str]:
     """What is left of a word in a text that ends within it, in lower case and as it is written."""
-    return (text[:end] for text in {word.text, word.written} for end in range(1, len(text)))
+    return (text[:end] for text in {word.text, word.spelling} for end in range(1, len(text)))
 
 
 def name_key(name: str) -> tuple[str, ...]:
@@ -199,7 +199,7 @@ class SubjectIndex(Generic[Owner]):
         other: SubjectIndex[Owner] = SubjectIndex()
         # Lengths of names without owners stay; a look-up of them finds nothing.
         other._owners, other._lengths = dict(self._owners), dict(self._lengths)
-        for key, owners in _grouped(removed).items():
+        for key, owners in _by_words(removed).items():
             left = [owner for owner in other._owners.pop(key) if owner not in owners]
             if left:
                 other._owners[key] = left
@@ -208,12 +208,12 @@ class SubjectIndex(Generic[Owner]):
 
     def _add(self, names: Iterable[tuple[str, Owner]]) -> None:
         """Never changes a list, since another index may share it."""
-        for key, owners in _grouped(names).items():
+        for key, owners in _by_words(names).items():
             self._owners[key] = [*self._owners.get(key, ()), *owners]
             first = _folded(key[0])
-            known = self._lengths.get(first, ())
-            if len(key) not in known:
-                self._lengths[first] = tuple(sorted((*known, len(key)), reverse=True))
+            lengths = self._lengths.get(first, ())
+            if len(key) not in lengths:
+                self._lengths[first] = tuple(sorted((*lengths, len(key)), reverse=True))
 
     @property
     def ends(self) -> Iterator[str]:
@@ -224,27 +224,27 @@ class SubjectIndex(Generic[Owner]):
         """The names that occur in a text, in their order, without those that are a part of a longer one there."""
         return self.among(words(text))
 
-    def among(self, found: Sequence[Word]) -> list[Mention]:
+    def among(self, text_words: Sequence[Word]) -> list[Mention]:
         """The same for words."""
         mentions = list[Mention]()
-        for place, word in enumerate(found):
+        for place, word in enumerate(text_words):
             for length in self._lengths.get(word.text, ()):
-                part = found[place : place + length]
+                part = text_words[place : place + length]
                 common = length == 1 and word.text in _COMMON
-                key = (word.written,) if common else tuple(each.text for each in part)
+                key = (word.spelling,) if common else tuple(each.text for each in part)
                 within = bool(mentions) and part[-1].end <= mentions[-1].end
                 if len(key) == length and key in self._owners and not within:
                     mentions.append(Mention(key, word.start, part[-1].end))
         return mentions
 
-    def cut_among(self, found: Sequence[Word]) -> bool:
+    def cut_among(self, text_words: Sequence[Word]) -> bool:
         """Whether a text of these words that ends within one of them would end with a name: "Par" in "Parisian"."""
-        for place, word in enumerate(found):
+        for place, word in enumerate(text_words):
             for part in beginnings(word):
                 if (part,) in self._owners:
                     return True
             for length in self._lengths.get(word.text, ()):
-                *rest, last = found[place : place + length]
+                *rest, last = text_words[place : place + length]
                 key = tuple(each.text for each in rest)
                 if len(rest) == length - 1 > 0 and any((*key, part) in self._owners for part in beginnings(last)):
                     return True
@@ -272,25 +272,25 @@ def names_another(text: str, prompt: str, names: Sequence[str]) -> bool:
     It lacks words of each name of the subject, and has words of a name that the prompt has not. A name that is
     misspelt, shortened or written in initials is not another one.
     """
-    found, known = words(text), {word.text for known in (prompt, *names) for word in words(known)}
-    present = {word.text for word in found}
-    new = [w for w in found if w.text not in known and _is_of_name(w)]
+    text_words, known_words = words(text), {word.text for name in (prompt, *names) for word in words(name)}
+    present = {word.text for word in text_words}
+    new = [w for w in text_words if w.text not in known_words and _is_of_name(w)]
     own = [w.text for w in new if w.text.isdigit() or not _begins_sentence(text, w.start)]
     for name in names:
         parts = words(name)
         lacking = [w.text for w in [*filter(_is_of_name, parts)] or parts if w.text not in present]
-        missed = [one for one in lacking if not any(_alike(one, other) for other in own)]
-        others = [one for one in own if not any(_alike(one, other) for other in lacking)]
+        missed = [one for one in lacking if not any(_may_be_one_word(one, other) for other in own)]
+        others = [one for one in own if not any(_may_be_one_word(one, other) for other in lacking)]
         if not missed or not others or _initials(missed) in others or _initials(others) in missed:
             return False
     return True
 
 
 def _is_of_name(word: Word) -> bool:
-    return word.written[:1].isupper() or word.written[:1].isdigit()
+    return word.spelling[:1].isupper() or word.spelling[:1].isdigit()
 
 
-def _alike(one: str, other: str) -> bool:
+def _may_be_one_word(one: str, other: str) -> bool:
     """Whether two words may be one, shortened or misspelt. Numbers are one or the other."""
     if any(character.isdigit() for character in one + other):
         return one == other
@@ -301,12 +301,12 @@ def _initials(parts: Sequence[str]) -> str:
     return "".join(part[0] for part in parts)
 
 
-def _grouped(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
-    found: dict[tuple[str, ...], list[Owner]] = {}
+def _by_words(names: Iterable[tuple[str, Owner]]) -> dict[tuple[str, ...], list[Owner]]:
+    groups: dict[tuple[str, ...], list[Owner]] = {}
     for name, owner in names:
         for key in variants(name):
-            found.setdefault(key, []).append(owner)
-    return found
+            groups.setdefault(key, []).append(owner)
+    return groups
 
 
 def _folded(word: str) -> str:

@@ -43,9 +43,9 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
         return ()
     catalog = catalog_of(state)
     places = dict(zip(state.edit_ids, count(), strict=False))
-    found: dict[int, Conflict] = {}
+    superseded: dict[int, Conflict] = {}
     for place in sorted((places[edit_id] for edit_id in written if edit_id in places), reverse=True):
-        if place in found:
+        if place in superseded:
             continue
         other = state.edits[place]
         alike: Collection[str] = catalog.namesakes(other)
@@ -54,7 +54,7 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             alike = near & catalog.nameless.keys()
         for earlier in sorted({places[edit_id] for edit_id in alike}):
             one = state.edits[earlier]
-            if earlier >= place or earlier in found or one.target == other.target or not same_subject(one, other):
+            if earlier >= place or earlier in superseded or one.target == other.target or not same_subject(one, other):
                 continue
             first, second = (own_keys(state.keys[e.id].float(), e) for e in (one, other))
             score = min(float((first @ second[0]).max()), float((second @ first[0]).max()))
@@ -64,20 +64,20 @@ def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, .
             else:
                 least = max(least, state.key_space.unnamed_threshold)
             if score >= least and _ask_the_same(state, one, other):
-                found[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
-    return tuple(found[earlier] for earlier in sorted(found))
+                superseded[earlier] = Conflict(superseded=one.id, by=other.id, score=score)
+    return tuple(superseded[earlier] for earlier in sorted(superseded))
 
 
 def _ask_the_same(state: MemoryState, one: Edit, other: Edit) -> bool:
     """False where a word was swapped, or where the reader knows the relations of both and they differ: where a person
     was born and when. True where a text of one is also a text of the other, whatever the rest shows."""
-    asked, others = ([without_names(text, names_of(edit)) for text in own_texts(edit)] for edit in (one, other))
-    if not {*asked}.isdisjoint(others):
+    first_texts, others = ([without_names(text, names_of(edit)) for text in own_texts(edit)] for edit in (one, other))
+    if not {*first_texts}.isdisjoint(others):
         return True
     first, second = (state.keys[edit.id].float() for edit in (one, other))
     centres = torch.cat([own_centre(first, one), own_centre(second, other)])
     differ = len(centres) == 2 and relations_differ(own_vectors(first), own_vectors(second), centres)
-    return not differ and not swaps_a_word(asked[0], others[0])
+    return not differ and not swaps_a_word(first_texts[0], others[0])
 
 
 def swaps_a_word(one: str, other: str) -> bool:

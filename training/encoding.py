@@ -97,7 +97,7 @@ class Encoder:
             prompt = prompt.rstrip(" ")  # as edits are read
             if not (self.in_chat if chat is None else chat):
                 return Question(text=prompt, ids=tuple(self.prompt(prompt)), chat=False)
-            return self._asked([Message("user", prompt)], "chat=True was given")
+            return self._question([Message("user", prompt)], "chat=True was given")
         messages = checked_messages(prompt)
         if not messages:
             raise EditError("field 'messages': an empty conversation was given; it must end with the user's question")
@@ -105,13 +105,13 @@ class Encoder:
             raise ConfigError(
                 "chat=False was given with a conversation, which is always a chat; leave chat out, or ask a text"
             )
-        return self._asked(messages, "a conversation was given")
+        return self._question(messages, "a conversation was given")
 
     def own_prompt(self, edit: Edit) -> str | Conversation:
         """The edit's conversation, or else its prompt."""
         return edit.messages if edit.messages and self.in_chat else edit.prompt
 
-    def _asked(self, messages: Sequence[Message], what: str) -> Question:
+    def _question(self, messages: Sequence[Message], what: str) -> Question:
         """what: the argument that makes it a chat, for the error."""
         if self.template is None:
             raise ConfigError(

@@ -30,7 +30,7 @@ _CHECK: ContextVar[Check | None] = ContextVar("check", default=None)
 
 
 @contextmanager
-def checked(check: Check | None) -> Iterator[None]:
+def checking(check: Check | None) -> Iterator[None]:
     """`check` is called between two steps of what this thread does in a `with` block, the check itself excepted."""
     token = _CHECK.set(check)
     try:
@@ -40,10 +40,10 @@ def checked(check: Check | None) -> Iterator[None]:
 
 
 def between_steps() -> None:
-    """Stands between two steps of what takes long: calls the check of `checked`, if there is one."""
+    """Stands between two steps of what takes long: calls the check of `checking`, if there is one."""
     check = _CHECK.get()
     if check is not None:
-        with checked(None):
+        with checking(None):
             check()
 
 

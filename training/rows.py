@@ -60,7 +60,7 @@ PADDED_BEHIND = ("mask", "inputs", "labels", "hidden", "activations", "outputs")
 """Those with positions of the target."""
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def join_rows(parts: Sequence[Rows]) -> Rows:
     """Rows of several runs, contexts padded on the left and targets on the right."""
     context = max(part.context.shape[1] for part in parts)
     targets = max(part.inputs.shape[1] for part in parts)
@@ -92,8 +92,8 @@ def is_recurrent(model: PreTrainedModel) -> bool:
 
 def cached_columns(layer: Any, name: str, length: int) -> Tensor | None:
     """The first `length` columns of the keys or values of a layer of a cache; None where it has none."""
-    found = getattr(layer, name, None)
-    return found[:, :, :length].clone() if isinstance(found, Tensor) else None
+    tensor = getattr(layer, name, None)
+    return tensor[:, :, :length].clone() if isinstance(tensor, Tensor) else None
 
 
 def states_of(layer: Any) -> tuple[Tensor, ...]:

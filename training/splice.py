@@ -36,8 +36,8 @@ from wise.architectures import TargetModule
 from wise.errors import UnsupportedModelError
 from wise.memory.layer import SideMemoryLayer
 from wise.memory.modules import Wrapper, activation_of, execution_device, first_tensor, with_first
-from wise.training.generation import UNPADDED, between_steps, checked, left_pad
-from wise.training.rows import Rows, cached_columns, is_recurrent, joined, restore_states, states_of
+from wise.training.generation import UNPADDED, between_steps, checking, left_pad
+from wise.training.rows import Rows, cached_columns, is_recurrent, join_rows, restore_states, states_of
 from wise.training.shallow_copy import copied_along, shallow_copy
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class SplicedModel:
         self._cache_name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
         self._returns_tuple = False
         self._spliced: Tensor | None = None
-        self._wanted: Tensor | None = None
+        self._labelled: Tensor | None = None
         self._entered: Tensor | None = None
         """What entered the edited block in the last run of the full copy."""
         self._keeps_logits = "logits_to_keep" in taken
@@ -112,7 +112,7 @@ class SplicedModel:
             blocks._modules[str(target_module.layer - 1)] = below
         self._install_head()
         self._lower = dict(self.upper.get_submodule(target_module.blocks)._modules)
-        with checked(None):  # what a check raises would be taken for an error of the architecture
+        with checking(None):  # what a check raises would be taken for an error of the architecture
             self._choose_steps()
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class SplicedModel:
         ids = torch.tensor([[*prompt, *target[:-1]]], device=self.device)
         positions = self._position_ids(torch.ones_like(ids), 0)
         logits: Tensor = self._full(input_ids=ids, use_cache=False, **positions).logits[0, len(prompt) - 1 :]
-        self._full_tap.seen = self._entered = None
+        self._full_tap.observation = self._entered = None
         return logits
 
     def use(self, steps: str) -> None:
@@ -197,11 +197,11 @@ class SplicedModel:
             parts[-1].append(i)
         # A state is begun by a context; where a prompt has one token alone there is none.
         cached = self.steps == CACHED and not (self._recurrent and any(len(prompt) == 1 for prompt, _ in rows))
-        found = []
+        caches = []
         for part in parts:
             between_steps()
-            found.append(self._cache([rows[i] for i in part], cached=cached))
-        whole = found[0] if len(found) == 1 else joined(found)
+            caches.append(self._cache([rows[i] for i in part], cached=cached))
+        whole = caches[0] if len(caches) == 1 else join_rows(caches)
         return whole.select(torch.tensor([i for part in parts for i in part]).argsort())
 
     def _cache(self, rows: Sequence[tuple[list[int], list[int]]], *, cached: bool) -> Rows:
@@ -221,7 +221,7 @@ class SplicedModel:
         own = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
         if cache is None:
             return self._run_whole(own)
-        begun = self._begin(cache, rows[0][0][:shared], len(rows))
+        shared_cache = self._begin(cache, rows[0][0][:shared], len(rows))
         seen, upper = shared + context.shape[1], range(self.target_module.layer, self.target_module.depth)
         states: list[tuple[Tensor, ...]] = [() for _ in upper]
         if self._recurrent:  # a state cannot be cut, so the context is run by itself
@@ -240,7 +240,7 @@ class SplicedModel:
             hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),
             outputs=output[:, -width:].clone(),
-            context=torch.cat([*begun, activation[:, : context.shape[1]]], dim=1),
+            context=torch.cat([*shared_cache, activation[:, : context.shape[1]]], dim=1),
             keys=tuple(cached_columns(cache.layers[i], "keys", seen) for i in upper),
             values=tuple(cached_columns(cache.layers[i], "values", seen) for i in upper),
             states=tuple(states),
@@ -303,10 +303,10 @@ class SplicedModel:
 
     def _take_seen(self, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the edited module was given and gave in the last full run, as in `mask`; what entered its block."""
-        seen, hidden = self._full_tap.seen, self._entered
+        seen, hidden = self._full_tap.observation, self._entered
         if seen is None or hidden is None:
             raise RuntimeError("the edited module was not run: is it part of the model's forward?")
-        self._full_tap.seen = self._entered = None
+        self._full_tap.observation = self._entered = None
         activation, output = (tensor.reshape(*mask.shape, -1) for tensor in seen)  # some models flatten rows
         return activation, output, hidden
 
@@ -318,24 +318,25 @@ class SplicedModel:
 
     def _by_length(self, rows: Rows, added: Tensor | None) -> Tensor:
         """The same without padding before a row; `added`: what is added at the target positions of all."""
-        contexts, found = rows.mask[:, : rows.before.shape[1]].sum(1), list[Tensor]()
+        contexts, logits_by_length = rows.mask[:, : rows.before.shape[1]].sum(1), list[Tensor]()
         lengths = contexts.unique().tolist()  # type: ignore[no-untyped-call]
         places = [(contexts == length).nonzero()[:, 0] for length in lengths]
-        wanted = self._wanted
+        labelled = self._labelled
         try:
             for length, chosen in zip(lengths, places, strict=True):
-                self._wanted = None
-                own = rows.select(chosen)
-                own = replace(
-                    own,
-                    before=own.before[:, -length:] if length else own.before[:, :0],
-                    mask=own.mask[:, rows.before.shape[1] - length :],
+                self._labelled = None
+                same_length = rows.select(chosen)
+                same_length = replace(
+                    same_length,
+                    before=same_length.before[:, -length:] if length else same_length.before[:, :0],
+                    mask=same_length.mask[:, rows.before.shape[1] - length :],
                 )
-                found.append(self._logits(own, None if added is None else partial(_given, added[chosen])))
+                delta = None if added is None else partial(_constant, added[chosen])
+                logits_by_length.append(self._logits(same_length, delta))
         finally:
-            self._wanted = wanted
-        logits = torch.cat(found)[torch.cat(places).argsort()]
-        return logits if wanted is None or not self._selects else logits[wanted][None]
+            self._labelled = labelled
+        logits = torch.cat(logits_by_length)[torch.cat(places).argsort()]
+        return logits if labelled is None or not self._selects else logits[labelled][None]
 
     def _logits(self, rows: Rows, delta: Delta | None) -> Tensor:
         targets = rows.inputs.shape[1]
@@ -357,7 +358,7 @@ class SplicedModel:
         finally:
             self._upper_tap.delta = self._spliced = None
         logits: Tensor = out.logits
-        return logits if self._selects and self._wanted is not None else logits[:, -targets:]
+        return logits if self._selects and self._labelled is not None else logits[:, -targets:]
 
     def _past(self, rows: Rows) -> DynamicCache:
         """A fresh cache that holds the context from the edited block up, and its length alone below."""
@@ -382,13 +383,13 @@ class SplicedModel:
 
         The head is run nowhere else: in a small model it is most of the computation.
         """
-        wanted = rows.labels != -100
-        self._wanted = wanted
+        labelled = rows.labels != -100
+        self._labelled = labelled
         try:
             logits = self.logits(rows, delta)
         finally:
-            self._wanted = None
-        return logits[0] if self._selects else logits[wanted]
+            self._labelled = None
+        return logits[0] if self._selects else logits[labelled]
 
     def _position_ids(self, mask: Tensor, start: int) -> dict[str, Any]:
         if not self._positions:
@@ -406,9 +407,9 @@ class SplicedModel:
             self.upper._modules[name] = own
 
     def _head(self, forward: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
-        if self._wanted is None:
+        if self._labelled is None:
             return forward(hidden)
-        return forward(hidden[:, -self._wanted.shape[1] :][self._wanted.to(hidden.device)][None])
+        return forward(hidden[:, -self._labelled.shape[1] :][self._labelled.to(hidden.device)][None])
 
     def _remember_type(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         out = forward(*args, **kwargs)
@@ -430,7 +431,7 @@ class _Tap(Wrapper):
         super().__init__()
         self.base_module = base_module
         self.delta: Delta | None = None
-        self.seen: tuple[Tensor, Tensor] | None = None
+        self.observation: tuple[Tensor, Tensor] | None = None
         """What the module was given and gave."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -439,7 +440,7 @@ class _Tap(Wrapper):
         if activation is None or output is None:
             raise RuntimeError("the edited module was called without a tensor, or returned none")
         if self.delta is None:
-            self.seen = activation.detach(), output.detach()
+            self.observation = activation.detach(), output.detach()
             return given
         return with_first(given, output + self.delta(activation).to(output.dtype).view_as(output))
 
@@ -451,7 +452,7 @@ def _at_targets(delta: Delta, shape: torch.Size, activation: Tensor) -> Tensor:
     return pad(delta(rows[:, -targets:]), (0, 0, rows.shape[1] - targets, 0))
 
 
-def _given(added: Tensor, _activation: Tensor) -> Tensor:
+def _constant(added: Tensor, _activation: Tensor) -> Tensor:
     return added
 
 

@@ -64,7 +64,7 @@ class Trainer:
         edits that do not fit the context.
         """
         self.validate(state, edits, replacing=replacing)
-        begun, cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = time.perf_counter(), time.process_time()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
         ids, prompts = {edit.id for edit in fresh}, latest.keys()
@@ -73,10 +73,10 @@ class Trainer:
         outcomes: dict[str, Outcome] = {}
         while True:
             replaced = tuple(dict.fromkeys(i for edit in fresh for i in replaces[edit.id]))
-            final, found, superseded_by_conflict = self._escalated(state, replaced, fresh, serve, progress)
-            outcomes |= found
+            final, verdicts, superseded_by_conflict = self._attempt_and_retry(state, replaced, fresh, serve, progress)
+            outcomes |= verdicts
             # An edit that fails does not take the place of one that holds: all are written once more, without it.
-            failed_replacements = [e for e in fresh if replaces[e.id] and found[e.id].status == FAILED]
+            failed_replacements = [e for e in fresh if replaces[e.id] and verdicts[e.id].status == FAILED]
             if not failed_replacements:
                 break
             fresh = [edit for edit in fresh if edit not in failed_replacements]
@@ -87,8 +87,8 @@ class Trainer:
             outcomes=tuple(outcomes.get(edit.id, replace(never_written, id=edit.id)) for edit in edits),
             replaced=replaced,
             dropped=dropped,
-            seconds=time.perf_counter() - begun,
-            cpu_seconds=time.process_time() - cpu,
+            seconds=time.perf_counter() - start,
+            cpu_seconds=time.process_time() - start_cpu,
             conflicts=superseded_by_conflict,
         )
 
@@ -99,20 +99,20 @@ class Trainer:
 
         An edit has at most `ASKED_BEFORE` such texts, of at most `LONGEST_TEXT` characters.
         """
-        known = {edit.id: edit for edit in edits}
+        by_id = {edit.id: edit for edit in edits}
         labels = [list(outcome.holds)[:ASKED_BEFORE] for outcome in outcomes]
-        asked = [
+        prompts = [
             p
             for outcome, own in zip(outcomes, labels, strict=True)
             if own
-            for p in self.verifier.prompts(known[outcome.id], own)
+            for p in self.verifier.prompts(by_id[outcome.id], own)
         ]
-        if not asked:
+        if not prompts:
             return list(outcomes)
         with serve(state) as model:
-            ids = [ids for ids, _ in asked]
+            ids = [ids for ids, _ in prompts]
             out = greedy(model, ids, stops=self.encoder.stops, max_new_tokens=BEFORE_TOKENS)
-        texts = iter([self.encoder.answer(ids, chat=chat) for ids, (_, chat) in zip(out, asked, strict=True)])
+        texts = iter([self.encoder.answer(ids, chat=chat) for ids, (_, chat) in zip(out, prompts, strict=True)])
         return [
             replace(
                 outcome,
@@ -126,11 +126,11 @@ class Trainer:
         self, state: MemoryState, edit_ids: Collection[str], *, serve: Serve
     ) -> tuple[MemoryState, tuple[str, ...]]:
         """`state` without these edits and without others that do not verify any more; the ids of those others."""
-        final, _ = self._verified(self._forgotten(state, edit_ids), serve)
+        final, _ = self._keep_verified(self._without(state, edit_ids), serve)
         accounted_for = {*final.edit_ids, *edit_ids}
         return final, tuple(i for i in state.edit_ids if i not in accounted_for)
 
-    def _forgotten(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
+    def _without(self, state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
         """`state` without these edits. A slot that they shared with others is written anew, from zero.
 
         Slots are written one by one, so that each depends on its own edits and number alone. An edit that cannot be
@@ -140,15 +140,15 @@ class Trainer:
         left = state.without(edit_ids)
         if not sharing:
             return left
-        known = left.by_id
+        by_id = left.by_id
         for slot in left.slots:
             if not sharing.isdisjoint(slot.edit_ids):
-                task = SlotTask(id=slot.id, edits=tuple(known[i] for i in slot.edit_ids))
+                task = SlotTask(id=slot.id, edits=tuple(by_id[i] for i in slot.edit_ids))
                 left, results = self._write(left, [task], silent, 0)
                 sharing -= {i for i, written in results.items() if written.fitted}
         return left.without(sharing)
 
-    def _escalated(
+    def _attempt_and_retry(
         self, state: MemoryState, replaced: Collection[str], fresh: Sequence[Edit], serve: Serve, progress: EditsDone
     ) -> tuple[MemoryState, dict[str, Outcome], tuple[Conflict, ...]]:
         """`_attempt`, then with greater effort for edits that failed. A retry that drops another edit is discarded."""
@@ -157,14 +157,14 @@ class Trainer:
             failed = [edit for edit in fresh if outcomes[edit.id].status == FAILED]
             if not failed:
                 break
-            retried, found, new_conflicts = self._attempt(final, (), failed, serve, silent, effort, fresh)
+            retried, verdicts, new_conflicts = self._attempt(final, (), failed, serve, silent, effort, fresh)
             superseded_ids = {conflict.superseded for conflict in new_conflicts}
             kept_all = {*final.edit_ids} <= {*retried.edit_ids, *superseded_ids}
             if kept_all:
                 final, superseded_by_conflict = retried, (*superseded_by_conflict, *new_conflicts)
-                superseded_now = superseded_ids & outcomes.keys() - found.keys()
+                superseded_now = superseded_ids & outcomes.keys() - verdicts.keys()
                 outcomes |= {i: replace(outcomes[i], status=SUPERSEDED) for i in superseded_now}
-            outcomes |= {i: _retried(outcomes[i], outcome, kept_all) for i, outcome in found.items()}
+            outcomes |= {i: _retried(outcomes[i], outcome, kept_all) for i, outcome in verdicts.items()}
         return final, outcomes, superseded_by_conflict
 
     def _attempt(
@@ -185,7 +185,7 @@ class Trainer:
         """
         if not fresh:
             return state, {}, ()
-        kept = self._forgotten(state, replaced)
+        kept = self._without(state, replaced)
         new = replace(kept, key_space=self.key_space)
         results: dict[str, FitResult] = {}
         seconds: dict[str, float] = {}
@@ -203,11 +203,11 @@ class Trainer:
         ordered = sorted((*of_this_call, *fresh), key=lambda edit: place[edit.id])
         written_all = replace(new, edits=(*before, *ordered)).without(unfitted)
         asked = _second_half(progress, len(fresh))
-        final, answers, superseded_by_conflict = self._settled(written_all, place.keys(), serve, asked)
+        final, answers, superseded_by_conflict = self._resolve_conflicts(written_all, place.keys(), serve, asked)
         asked(1.0)
         live, superseded_ids = set(final.edit_ids), {conflict.superseded for conflict in superseded_by_conflict}
-        known = live | answers.keys()
-        answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in known], serve)
+        answered_ids = live | answers.keys()
+        answers |= self.verifier.ask(final, [edit for edit in fresh if edit.id not in answered_ids], serve)
         served = {edit.id: VERIFIED if answers[edit.id].right else PARTIAL for edit in fresh}
         status = {i: served[i] if i in live else SUPERSEDED if i in superseded_ids else FAILED for i in served}
         outcomes = {e.id: _outcome(e, status[e.id], results[e.id], answers[e.id], seconds[e.id]) for e in fresh}
@@ -246,24 +246,24 @@ class Trainer:
             slots[slot.id : slot.id + 1] = [slot.with_scores(scores)]
         return replace(state, slots=tuple(slots), keys=keys), results
 
-    def _settled(
+    def _resolve_conflicts(
         self, state: MemoryState, fresh: Collection[str], serve: Serve, progress: Share
     ) -> tuple[MemoryState, dict[str, Verdict], tuple[Conflict, ...]]:
-        """`_verified`. Of contradicting edits the last one that verifies stays."""
+        """`_keep_verified`. Of contradicting edits the last one that verifies stays."""
         failed: set[str] = set()
         verdicts: dict[str, Verdict] = {}
         while True:
             standing = state.without(failed)
-            found = conflicts(standing, fresh)
-            held = standing.without({each.superseded for each in found})
-            final, answers = self._verified(held, serve, fresh, progress)
+            superseded = conflicts(standing, fresh)
+            without_superseded = standing.without({each.superseded for each in superseded})
+            final, answers = self._keep_verified(without_superseded, serve, fresh, progress)
             verdicts |= answers
-            failed_winners = {each.by for each in found} - set(final.edit_ids)
+            failed_winners = {each.by for each in superseded} - set(final.edit_ids)
             if not failed_winners:
-                return final, verdicts, found
+                return final, verdicts, superseded
             failed |= failed_winners
 
-    def _verified(
+    def _keep_verified(
         self,
         state: MemoryState,
         serve: Serve,
@@ -277,24 +277,24 @@ class Trainer:
         their keys and thresholds are gone then, and other answers may change.
         """
         if fresh is not None and isinstance(self.verifier, WordingVerifier):
-            state, verdicts = self._asked(state, fresh, serve, progress)
-            held = {*fresh} & {*state.edit_ids}
-            state, others = self._asked(state, self.verifier.touched(state, held), serve)
+            state, verdicts = self._verify(state, fresh, serve, progress)
+            ids = {*fresh} & {*state.edit_ids}
+            state, others = self._verify(state, self.verifier.touched(state, ids), serve)
             return state, verdicts | others
         verdicts = {}
         while True:
             count = len(state.edits)
-            state, found = self._asked(state, state.edit_ids, serve, progress)
-            verdicts |= found
+            state, new_verdicts = self._verify(state, state.edit_ids, serve, progress)
+            verdicts |= new_verdicts
             if len(state.edits) == count:
                 return state, verdicts
 
-    def _asked(
+    def _verify(
         self, state: MemoryState, edit_ids: Collection[str], serve: Serve, progress: Share = lambda share: None
     ) -> tuple[MemoryState, dict[str, Verdict]]:
-        asked = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
-        verdicts = self.verifier.ask(state, asked, serve, progress) if asked else {}
-        return state.without([e.id for e in asked if not verdicts[e.id].keeps(self.config.require)]), verdicts
+        edits = [edit for edit in state.edits if edit.id in edit_ids] if edit_ids else []
+        verdicts = self.verifier.ask(state, edits, serve, progress) if edits else {}
+        return state.without([e.id for e in edits if not verdicts[e.id].keeps(self.config.require)]), verdicts
 
 
 def _first_half(progress: EditsDone, before: int, total: int) -> EditsDone:

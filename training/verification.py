@@ -67,8 +67,8 @@ class Verdict:
 
     def keeps(self, required: str) -> bool:
         """The promises up to `required` are kept."""
-        asked = PROMISES[: PROMISES.index(required) + 1]
-        return all(held for promise in asked for held in self.holds.get(promise, {}).values())
+        required_promises = PROMISES[: PROMISES.index(required) + 1]
+        return all(held for promise in required_promises for held in self.holds.get(promise, {}).values())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -87,9 +87,9 @@ class PromptVerifier:
         wanted = [self.encoder.target(e.prompt, e.target) for e in edits]
         out = _generated(self.encoder, state, serve, prompts, wanted, progress)
         verdicts = {}
-        for edit, said, ids in zip(edits, out, wanted, strict=True):
-            answer = self.encoder.answer(said)
-            holds = {"prompt": {"prompt": said == ids}}
+        for edit, generated, ids in zip(edits, out, wanted, strict=True):
+            answer = self.encoder.answer(generated)
+            holds = {"prompt": {"prompt": generated == ids}}
             verdicts[edit.id] = Verdict(answer=answer, holds=holds, said={"prompt": answer})
         return verdicts
 
@@ -110,21 +110,21 @@ class WordingVerifier:
     ) -> dict[str, Verdict]:
         """As `PromptVerifier.ask`."""
         encoder = self.wordings.encoder
-        asked = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
-        if not asked:
+        wordings = [(edit, w) for edit in edits for w in self.wordings.of(edit, ()) if w.promised]
+        if not wordings:
             return {}
-        prompts, wanted = zip(*((list(w.prompt), w.answer) for _, w in asked), strict=True)
+        prompts, wanted = zip(*((list(w.prompt), w.answer) for _, w in wordings), strict=True)
         out = _generated(encoder, state, serve, prompts, wanted, progress)
-        said: dict[str, dict[str, str]] = {edit.id: {} for edit in edits}
+        generated: dict[str, dict[str, str]] = {edit.id: {} for edit in edits}
         holds: dict[str, dict[str, dict[str, bool]]] = {e.id: {promise: {} for promise in PROMISES} for e in edits}
-        for (edit, wording), ids in zip(asked, out, strict=True):
-            said[edit.id][wording.name] = encoder.answer(ids, chat=wording.form == CHAT)
+        for (edit, wording), ids in zip(wordings, out, strict=True):
+            generated[edit.id][wording.name] = encoder.answer(ids, chat=wording.form == CHAT)
             holds[edit.id][wording.promised or ""][wording.name] = tuple(ids) == wording.answer
-        answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in said.items()}
-        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, said)
+        answers = {edit_id: next(iter(texts.values()), "") for edit_id, texts in generated.items()}
+        also = self._ask_others(state, [edit for edit in edits if edit.id in state.keys], serve, holds, generated)
         return {
-            i: Verdict(answer=answers[i], holds=holds[i], also_answers=tuple(also.get(i, ())), said=said[i])
-            for i in said
+            i: Verdict(answer=answers[i], holds=holds[i], also_answers=tuple(also.get(i, ())), said=generated[i])
+            for i in generated
         }
 
     def prompts(self, edit: Edit, labels: Sequence[str]) -> list[tuple[list[int], bool]]:
@@ -143,9 +143,9 @@ class WordingVerifier:
         edits: Sequence[Edit],
         serve: Serve,
         holds: Mapping[str, Mapping[str, dict[str, bool]]],
-        said: Mapping[str, dict[str, str]],
+        answers: Mapping[str, dict[str, str]],
     ) -> dict[str, list[str]]:
-        """Adds to `holds` whether locality prompts and sister questions are as promised, and to `said` what is
+        """Adds to `holds` whether locality prompts and sister questions are as promised, and to `answers` what is
         answered to those that activate the edit. Returns `Verdict.also_answers`."""
         router, catalog, encoder = HybridRouter(state, self.inputs), catalog_of(state), self.wordings.encoder
         also: dict[str, list[str]] = {}
@@ -160,7 +160,7 @@ class WordingVerifier:
             opened += [
                 (edit, {}, label)
                 for label, held in (*listed.items(), *sisters.items())
-                if not held and label not in said[edit.id]
+                if not held and label not in answers[edit.id]
             ]
             apart, near = self.wordings.sisters(edit)
             opening = [
@@ -179,15 +179,15 @@ class WordingVerifier:
         out = [_generated(encoder, each, serve, ids, wanted) for each in (state, MemoryState())]
         for (edit, sisters, label), (_, chat), edited, before in zip(opened, prompts, *out, strict=True):
             sisters[label] = edited == before
-            said[edit.id][label] = encoder.answer(edited, chat=chat)
+            answers[edit.id][label] = encoder.answer(edited, chat=chat)
         return also
 
     def _comes_near(self, state: MemoryState, edit: Edit, text: str, threshold: float) -> bool:
         """Whether a question about its subject may activate an edit. With the subject masked, questions are alike for
         edits of one relation, so most of them have been read."""
         names = names_of(edit)
-        asked = without_names(text, names)
-        vectors = self.inputs.reader.read([asked, last_sentence(asked)])
+        question = without_names(text, names)
+        vectors = self.inputs.reader.read([question, last_sentence(question)])
         return float((masked_keys(state.keys[edit.id].float(), names) @ vectors.T).max()) >= threshold
 
     @staticmethod
@@ -206,16 +206,16 @@ class WordingVerifier:
         catalog = catalog_of(state)
         new = [catalog.edits[edit_id] for edit_id in fresh if edit_id in catalog.edits]
         names = [name for edit in new for name in names_of(edit)]
-        known = SubjectIndex((name, 0) for name in names)
-        asked = ["\n".join((*(m.content for m in e.messages), e.prompt, *e.paraphrases)) for e in state.edits]
-        near = {state.edits[n].id for n in may_name(asked, names) if known.mentions(asked[n])}
+        names_index = SubjectIndex((name, 0) for name in names)
+        texts = ["\n".join((*(m.content for m in e.messages), e.prompt, *e.paraphrases)) for e in state.edits]
+        near = {state.edits[n].id for n in may_name(texts, names) if names_index.mentions(texts[n])}
         router = HybridRouter(state, self.inputs)
         for edit in new:
             if names_of(edit) and not catalog.nameless:
                 continue
             keys = whole_keys(state.keys[edit.id], names_of(edit))
-            found = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
-            near |= {i for i in found if i in catalog.nameless} if names_of(edit) else found
+            by_question = catalog.near(keys, router.unnamed_threshold(catalog.slots[edit.id]))
+            near |= {i for i in by_question if i in catalog.nameless} if names_of(edit) else by_question
         return {i for i in near - {*fresh} if not self._is_selected(router, catalog.edits[i], catalog.slots[i])}
 
     def _is_selected(self, router: HybridRouter, edit: Edit, slot: int) -> bool:

@@ -76,10 +76,10 @@ class Wordings:
             return []
         kind, relation = self._names[nearest]
         name = names_of(edit)[0]
-        known = self.questions[kind][relation]
+        wordings = self.questions[kind][relation]
         order, few = random.Random(f"{name} {relation}"), list[str]()
         for asks, count in ((True, FROM_RELATION), (False, FROM_RELATION // 2)):
-            own = [wording for wording in known["wordings"] if is_question(wording) == asks]
+            own = [wording for wording in wordings["wordings"] if is_question(wording) == asks]
             few += order.sample(own, min(count, len(own)))
         return [put(name, wording) for wording in few]
 
@@ -107,8 +107,8 @@ class Wordings:
 
     def _relation_vectors(self, edit: Edit) -> Tensor:
         """`[2, r]` of the edit's prompt, and of the prompt with the answer."""
-        asked = self._masked(edit, edit.prompt)
-        return self.reader.read([asked, stated(asked, edit.target)])
+        question = self._masked(edit, edit.prompt)
+        return self.reader.read([question, stated(question, edit.target)])
 
     def threshold(self, edit: Edit, keys: Tensor) -> float:
         """Score from which a question asks for the edit: the reader's, or what its locality prompts do not reach."""
@@ -128,20 +128,20 @@ class Wordings:
         if not names_of(edit):
             return [], []
         vectors, centres = self._relation_vectors(edit), self.reader.relation_centres
-        found = rivals(vectors, self.reader)
-        if not len(found):
+        near_rivals = rivals(vectors, self.reader)
+        if not len(near_rivals):
             return [], []
-        found = found[(centres[found] @ vectors.T).amax(-1).argsort(descending=True)]
-        near = (centres[found] @ centres[nearest_relation(vectors, centres)]) >= self.reader.threshold
-        return self._asked(edit, found[~near]), self._asked(edit, found[near])
+        near_rivals = near_rivals[(centres[near_rivals] @ vectors.T).amax(-1).argsort(descending=True)]
+        near = (centres[near_rivals] @ centres[nearest_relation(vectors, centres)]) >= self.reader.threshold
+        return self._questions(edit, near_rivals[~near]), self._questions(edit, near_rivals[near])
 
-    def _asked(self, edit: Edit, relations: Tensor) -> list[str]:
+    def _questions(self, edit: Edit, relations: Tensor) -> list[str]:
         """A question of each of the first relations, but what the edit itself lists."""
-        asks, found = is_question(edit.prompt), []
+        asks, wordings = is_question(edit.prompt), []
         for kind, name in (self._names[i] for i in relations[:SISTERS]):
             texts = self.questions[kind][name]["wordings"]
-            found.append(put(names_of(edit)[0], next((t for t in texts if is_question(t) == asks), texts[0])))
-        return [text for text in found if text not in (*edit.paraphrases, *edit.locality)]
+            wordings.append(put(names_of(edit)[0], next((t for t in texts if is_question(t) == asks), texts[0])))
+        return [text for text in wordings if text not in (*edit.paraphrases, *edit.locality)]
 
     def _masked(self, edit: Edit, text: str) -> str:
         return without_names(text, names_of(edit))
@@ -157,21 +157,21 @@ class Wordings:
     def _chat(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
         if self.encoder.template is None:
             return []
-        asked = edit.prompt
-        own = [message._asdict() for message in edit.messages] or [user_turn(asked)]
+        question = edit.prompt
+        own = [message._asdict() for message in edit.messages] or [user_turn(question)]
         answer = self.encoder.chat_target(edit.target)
         earlier = [user_turn(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
-        found: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
+        wordings: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
         if not edit.messages:
-            found.append(("later turn", [*earlier, *own], PROMPT))
+            wordings.append(("later turn", [*earlier, *own], PROMPT))
         if not edit.messages and self._takes_system:
-            found.append(("system message", [SYSTEM_MESSAGE, *own], PROMPT))
-        found += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
+            wordings.append(("system message", [SYSTEM_MESSAGE, *own], PROMPT))
+        wordings += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
         texts = [text for text in further if is_question(text)]
-        if is_question(asked):
-            texts = [*(frame.format(asked) for frame in QUESTION_FRAMES), asked.lower().rstrip("?"), *texts]
-        found += [(text, [user_turn(text)], None) for text in texts]
-        rows = ((label, self.encoder.turn(messages), answer, promised) for label, messages, promised in found)
+        if is_question(question):
+            texts = [*(frame.format(question) for frame in QUESTION_FRAMES), question.lower().rstrip("?"), *texts]
+        wordings += [(text, [user_turn(text)], None) for text in texts]
+        rows = ((label, self.encoder.turn(messages), answer, promised) for label, messages, promised in wordings)
         return self._fitting(CHAT, rows)
 
     @cached_property
@@ -183,26 +183,28 @@ class Wordings:
         return True
 
     def _completions(self, edit: Edit, further: Sequence[str]) -> list[Wording]:
-        asked = edit.prompt
-        found: list[tuple[str, str, str | None]] = [("prompt", asked, PROMPT)]
-        found += [(f"paraphrases[{i}]", text, LISTED) for i, text in enumerate(edit.paraphrases)]
-        found.append(("behind a text", PREFIX + asked, None))
-        if is_question(asked):
-            found.append(("as an answer", f"Question: {asked} Answer:", None))
-        found += [(text, text, None) for text in further]
-        encode, target = self.encoder.prompt, edit.target
-        rows = ((label, encode(text), self.encoder.target(text, target), promised) for label, text, promised in found)
+        question = edit.prompt
+        wordings: list[tuple[str, str, str | None]] = [("prompt", question, PROMPT)]
+        wordings += [(f"paraphrases[{i}]", text, LISTED) for i, text in enumerate(edit.paraphrases)]
+        wordings.append(("behind a text", PREFIX + question, None))
+        if is_question(question):
+            wordings.append(("as an answer", f"Question: {question} Answer:", None))
+        wordings += [(text, text, None) for text in further]
+        encode, encode_target = self.encoder.prompt, self.encoder.target
+        rows = (
+            (label, encode(text), encode_target(text, edit.target), promised) for label, text, promised in wordings
+        )
         return self._fitting(COMPLETION, rows)
 
-    def _fitting(self, form: int, found: Iterable[tuple[str, list[int], list[int], str | None]]) -> list[Wording]:
+    def _fitting(self, form: int, wordings: Iterable[tuple[str, list[int], list[int], str | None]]) -> list[Wording]:
         """Those that fit the context. One whose answer has other ids than that of the first is kept if the edit lists
         it: it is not fitted, and its verdict says whether it holds.
 
-        found: label, prompt, answer and promise of each.
+        wordings: label, prompt, answer and promise of each.
         """
         rows = [
             Wording(label=label, form=form, prompt=tuple(prompt), answer=tuple(answer), promised=promised)
-            for label, prompt, answer, promised in found
+            for label, prompt, answer, promised in wordings
         ]
         kept = [w for w in rows if w.answer == rows[0].answer or w.promised == LISTED]
         return [w for w in kept if len(w.prompt) + len(w.answer) <= self.encoder.context]

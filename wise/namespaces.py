@@ -22,7 +22,7 @@ from wise.memory.state import MemoryState
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
 from wise.progress import Progress
-from wise.training.generation import Check, checked
+from wise.training.generation import Check, checking
 from wise.training.report import Outcome, PrecisionReport
 
 
@@ -101,7 +101,7 @@ def edited(
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
         own = [edit for edit in edits if edit.namespace == namespace]
-        with model.evaluating(), checked(check):
+        with model.evaluating(), checking(check):
             done, before = len(outcomes), within(state, namespace)
             part, report = model.trainer.edit(
                 before,
@@ -122,7 +122,7 @@ def forgotten(
         part = _of(state, names)
         gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
         if gone:
-            with model.evaluating(), checked(check):
+            with model.evaluating(), checking(check):
                 part, _ = model.trainer.delete(part, gone, serve=model.serving)
             state = _joined(state, names, part)
     return state

@@ -26,7 +26,7 @@ from wise.config import WiseConfig
 from wise.errors import ConfigError, EditError, WorkerError
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import Space
-from wise.training.generation import between_steps, checked
+from wise.training.generation import between_steps, checking
 from wise.training.writers.answer import AnswerWriter
 from wise.training.writers.base import EditsDone, SlotResults, SlotTask, silent
 
@@ -171,7 +171,7 @@ def fit_batch(
             raise EditError(f"fitting {len(tasks)} edits took more than {cpu_seconds:g} s of CPU time")
 
     model = _models[key]
-    with model.evaluating(), checked(check):
+    with model.evaluating(), checking(check):
         return model.trainer.writer.write(tasks, silent, effort)
 
 

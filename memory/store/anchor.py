@@ -87,8 +87,8 @@ def read_anchor(file: Path, public_key: Path | None = None) -> Anchor:
         problem = f"is no anchor that this release reads ({str(error):.200})"
         raise StoreError(f"{file} {problem}; give what `wise store anchor` wrote") from error
     if wanted is not None and anchor.key != base64.b64encode(wanted.public_bytes_raw()).decode():
-        found = "signed with another key" if anchor.key else "not signed"
-        raise StoreError(f"{file} is {found}; give the anchor that was signed with the key of {public_key}")
+        reason = "signed with another key" if anchor.key else "not signed"
+        raise StoreError(f"{file} is {reason}; give the anchor that was signed with the key of {public_key}")
     return anchor
 
 

@@ -87,24 +87,24 @@ def _ranges(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) ->
     if parent.manifest is None:
         return [(None, 0, len(state.slots))]
     same = _untouched(parent, state, tickets)
-    found: list[Range[str | None]] = [*cut_ranges(parent.manifest.slots, 0, same)]
-    held = {
+    ranges: list[Range[str | None]] = [*cut_ranges(parent.manifest.slots, 0, same)]
+    stored_at = {
         own.slot.edit_ids: (digest, start + i, own)
         for digest, start, stop in cut_ranges(parent.manifest.slots, same, len(parent.state.slots))
         for i, own in enumerate(parent.segments[digest][start:stop])
         if own.edits
     }
     for i, slot in enumerate(state.slots[same:], start=same):
-        digest, place, own = held.get(slot.edit_ids, ("", 0, None))
-        known = own is not None and own.equals(slot, state, tickets)
-        found.append((digest, place, place + 1) if known else (None, i, i + 1))
-    rewritten = _rewritten(parent.manifest, found)
+        digest, place, own = stored_at.get(slot.edit_ids, ("", 0, None))
+        is_stored = own is not None and own.equals(slot, state, tickets)
+        ranges.append((digest, place, place + 1) if is_stored else (None, i, i + 1))
+    rewritten = _rewritten(parent.manifest, ranges)
     at = 0
-    for number, (segment, start, stop) in enumerate(found):
+    for number, (segment, start, stop) in enumerate(ranges):
         if segment in rewritten:
-            found[number] = (None, at, at + stop - start)
+            ranges[number] = (None, at, at + stop - start)
         at += stop - start
-    return join_ranges(found)
+    return join_ranges(ranges)
 
 
 def _untouched(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) -> int:
@@ -124,15 +124,15 @@ def _rewritten(manifest: Manifest, ranges: Sequence[Range[str | None]]) -> set[s
     left: Counter[str | None] = Counter()
     for digest, start, stop in ranges:
         left[digest] += stop - start
-    found: set[str | None] = {digest for digest, (slots, _) in manifest.segments.items() if left[digest] != slots}
-    fresh = left[None] + sum(left[digest] for digest in found)
+    rewritten: set[str | None] = {digest for digest, (slots, _) in manifest.segments.items() if left[digest] != slots}
+    fresh = left[None] + sum(left[digest] for digest in rewritten)
     for digest, (slots, size) in reversed(list(manifest.segments.items())):
-        if digest not in found:
+        if digest not in rewritten:
             if size >= FULL or slots > fresh:  # so a slot is written again each time its segment doubles, at the most
                 break
-            found.add(digest)
+            rewritten.add(digest)
             fresh += slots
-    return found
+    return rewritten
 
 
 def _placed(ranges: Sequence[Range[str | None]], new: Sequence[Range[str]]) -> Iterator[Range[str]]:
@@ -190,14 +190,14 @@ def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) 
 def check_edits(state: MemoryState, parent: Snapshot, mine: Mapping[str, Ticket]) -> None:
     """Every edit of a state is one that was live, or one of these tickets, unaltered. Raises StoreError."""
     for edit in state.edits[common_prefix(state.edits, parent.state.edits) :]:
-        known = parent.state.by_id.get(edit.id)
-        if known is edit:
+        earlier = parent.state.by_id.get(edit.id)
+        if earlier is edit:
             continue
         if edit.id in mine:
-            known = mine[edit.id].edit
-        if known is None:
+            earlier = mine[edit.id].edit
+        if earlier is None:
             raise StoreError(f"edit {edit.id!r} was neither live nor claimed; enqueue it, claim it, then commit it")
-        if known != edit:
+        if earlier != edit:
             raise StoreError(f"edit {edit.id!r} is not the one that was enqueued; give a changed edit a new id")
 
 

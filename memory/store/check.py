@@ -68,10 +68,10 @@ def check(
     sizes = backend.sizes()
     for place, version in enumerate(left, start=1):
         progress("versions", place, len(left))
-        found = [*reader.problems(version, current=place == len(left))]
-        if found and _collected(backend, version):
+        version_problems = [*reader.problems(version, current=place == len(left))]
+        if version_problems and _collected(backend, version):
             continue  # meanwhile, so its files may be gone
-        problems += found
+        problems += version_problems
         readable.append(version)
     if left and reader.live is not None and reader.live != history.live:
         differing = sorted(reader.live ^ history.live)[:8]
@@ -110,10 +110,10 @@ class _Segment:
 class _Reader:
     """Reads versions, each file once."""
 
-    def __init__(self, backend: Backend, known: Collection[str]) -> None:
+    def __init__(self, backend: Backend, verified_before: Collection[str]) -> None:
         """known: manifests of versions that were verified before."""
-        self._backend, self._journal, self._known = backend, Journal(backend), known
-        self._found: dict[tuple[str, str], Any] = {}
+        self._backend, self._journal, self._verified_before = backend, Journal(backend), verified_before
+        self._contents: dict[tuple[str, str], Any] = {}
         """Kind and digest of a file -> what it holds, or a text that says what is wrong with it."""
         self.named: set[str] = set()
         self.live: set[int] | None = None
@@ -129,9 +129,9 @@ class _Reader:
             yield f"{place}: {error}"
             return
         self.named |= manifest.blobs
-        if version.manifest in self._known and not current:
-            found = [self._look("file", digest, lambda data, place: None) for digest in sorted(manifest.blobs)]
-            yield from (f"{place}: {text}" for text in found if text is not None)
+        if version.manifest in self._verified_before and not current:
+            problems = [self._look("file", digest, lambda data, place: None) for digest in sorted(manifest.blobs)]
+            yield from (f"{place}: {text}" for text in problems if text is not None)
             return
         space = self._look("space", manifest.space, decode_space) if manifest.space else None
         decode = partial(self._segment, manifest, space)
@@ -154,12 +154,12 @@ class _Reader:
         yield from (f"{place}: {text}" for segment in segments.values() for text in segment.problems)
 
     def _look(self, kind: str, digest: str, decode: Callable[[bytes, str], Any]) -> Any:
-        if (kind, digest) not in self._found:
+        if (kind, digest) not in self._contents:
             try:
-                self._found[kind, digest] = decode(self._backend.get(digest), f"{kind} {digest[:16]}")
+                self._contents[kind, digest] = decode(self._backend.get(digest), f"{kind} {digest[:16]}")
             except StoreError as error:
-                self._found[kind, digest] = str(error)
-        return self._found[kind, digest]
+                self._contents[kind, digest] = str(error)
+        return self._contents[kind, digest]
 
     def _segment(self, manifest: Manifest, space: Space | str | None, data: bytes, place: str) -> _Segment:
         slots = decode_segment(data, place)

@@ -63,45 +63,45 @@ class History:
 
 def check_history(scan: Scan, before: Checked, progress: Progress) -> History:
     """Verifies all rows. What is the same as `before` is read, and not taken apart."""
-    found = History()
-    _read_erasures(scan, found)
-    touched = _check_events(scan, found, before, progress)
-    _check_tickets(scan, found, before, touched, progress)
-    _check_versions(scan, found)
+    history = History()
+    _read_erasures(scan, history)
+    touched = _check_events(scan, history, before, progress)
+    _check_tickets(scan, history, before, touched, progress)
+    _check_versions(scan, history)
     there = "SELECT 1 FROM tickets WHERE tickets.number = events.ticket"
     strays = scan(f"SELECT DISTINCT ticket FROM events WHERE ticket IS NOT NULL AND NOT EXISTS ({there})")
-    found.problems += [f"there are events of ticket {number!r:.20}, which is missing" for (number,) in strays]
-    return found
+    history.problems += [f"there are events of ticket {number!r:.20}, which is missing" for (number,) in strays]
+    return history
 
 
-def _read_erasures(scan: Scan, found: History) -> None:
+def _read_erasures(scan: Scan, history: History) -> None:
     """Before the events that they are about; that they are themselves sound is checked with the others."""
     for ticket, detail in scan("SELECT ticket, detail FROM events WHERE kind = ? ORDER BY number", ERASED):
         try:
-            said = json.loads(detail)
-            found.erased_events |= {int(number): str(digest) for number, digest in said["events"].items()}
-            found.erased_tickets[int(ticket)] = str(said["content"])
+            erasure = json.loads(detail)
+            history.erased_events |= {int(number): str(digest) for number, digest in erasure["events"].items()}
+            history.erased_tickets[int(ticket)] = str(erasure["content"])
         except (AttributeError, LookupError, TypeError, ValueError, RecursionError):
             continue  # its own row is found damaged
 
 
-def _check_events(scan: Scan, found: History, before: Checked, progress: Progress) -> set[int]:
+def _check_events(scan: Scan, history: History, before: Checked, progress: Progress) -> set[int]:
     """Returns the tickets that events are about which were not checked before."""
     touched: set[int] = set()
     total = _count(scan, "events")
     last = BEGINNING
     for place, (digest, page) in enumerate(pages(scan(f"SELECT {EVENT} ORDER BY number"))):
-        found.event_pages.append(digest)
-        found.events += len(page)
-        progress("events", found.events, total)
-        if found.event_pages == [*before.events[: place + 1]]:
+        history.event_pages.append(digest)
+        history.events += len(page)
+        progress("events", history.events, total)
+        if history.event_pages == [*before.events[: place + 1]]:
             try:
                 last = event_of(page[-1])
                 continue
             except StoreError:
                 pass  # it is taken apart, which names the row
-        for event in found.sound(event_of, page):
-            found.problems += _event_problems(event, last, found.erased_events)
+        for event in history.sound(event_of, page):
+            history.problems += _event_problems(event, last, history.erased_events)
             last = event
             if event.ticket is not None:
                 touched.add(event.ticket)
@@ -120,25 +120,25 @@ def _event_problems(event: Event, last: Event, erased: Mapping[int, str]) -> Ite
         yield f"event {event.number} is dated before event {last.number}"
 
 
-def _check_tickets(scan: Scan, found: History, before: Checked, touched: set[int], progress: Progress) -> None:
+def _check_tickets(scan: Scan, history: History, before: Checked, touched: set[int], progress: Progress) -> None:
     total, last = _count(scan, "tickets"), 0
     for place, (digest, page) in enumerate(pages(scan(f"SELECT {TICKET} ORDER BY number"))):
-        found.ticket_pages.append(digest)
-        found.tickets += len(page)
-        progress("tickets", found.tickets, total)
-        known, end = before.tickets[place : place + 1] == (digest,), page[-1][0]
-        if known:
-            found.live |= {row[0] for row in page if row[STATUS] == LIVE}
+        history.ticket_pages.append(digest)
+        history.tickets += len(page)
+        progress("tickets", history.tickets, total)
+        is_unchanged, end = before.tickets[place : place + 1] == (digest,), page[-1][0]
+        if is_unchanged:
+            history.live |= {row[0] for row in page if row[STATUS] == LIVE}
             page = [row for row in page if row[0] in touched]
-        sound = found.sound(ticket_of, page)
+        sound = history.sound(ticket_of, page)
         lives = _lives(scan, sound)
         for ticket in sound:
-            if not known and ticket.number != last + 1:
-                found.problems += _gap("ticket", last, ticket.number)
+            if not is_unchanged and ticket.number != last + 1:
+                history.problems += _gap("ticket", last, ticket.number)
             last = ticket.number
-            found.live |= {ticket.number} if ticket.status == LIVE else set()
-            found.problems += _life_problems(ticket, lives[ticket.number], found.erased_tickets)
-        last = end if known else last
+            history.live |= {ticket.number} if ticket.status == LIVE else set()
+            history.problems += _life_problems(ticket, lives[ticket.number], history.erased_tickets)
+        last = end if is_unchanged else last
 
 
 def _lives(scan: Scan, tickets: Sequence[Ticket]) -> dict[int, Life]:
@@ -179,7 +179,7 @@ def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Ite
             yield f"{name}: {field_} is {getattr(ticket, field_)!r:.200}, and its events say {wanted!r:.200}"
 
 
-def _check_versions(scan: Scan, found: History) -> None:
+def _check_versions(scan: Scan, history: History) -> None:
     made: dict[Any, tuple[Any, ...]] = {}
     collected = set()
     for kind, number, *row in scan(
@@ -190,16 +190,16 @@ def _check_versions(scan: Scan, found: History) -> None:
         else:
             collected.add(number)
     last = 0
-    found.versions = found.sound(version_of, scan(f"SELECT {VERSION} ORDER BY number"))
-    for version in found.versions:
+    history.versions = history.sound(version_of, scan(f"SELECT {VERSION} ORDER BY number"))
+    for version in history.versions:
         if version.number != last + 1:
-            found.problems += _gap("version", last, version.number)
+            history.problems += _gap("version", last, version.number)
         last = version.number
         at, author, detail = made.pop(version.number, ("", None, "{}"))
-        said = {**_object(detail), "number": version.number, "at": at, "author": author}
-        if {**said, "collected": version.number in collected} != version.to_dict():
-            found.problems.append(f"version {version.number} is not what its events say")
-    found.problems += [f"version {number!r:.20} is missing" for number in made]
+        expected_row = {**_object(detail), "number": version.number, "at": at, "author": author}
+        if {**expected_row, "collected": version.number in collected} != version.to_dict():
+            history.problems.append(f"version {version.number} is not what its events say")
+    history.problems += [f"version {number!r:.20} is missing" for number in made]
 
 
 def _object(text: object) -> dict[str, Any]:

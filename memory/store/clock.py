@@ -24,7 +24,7 @@ class Clock:
     """What one process knows of the clock."""
 
     def __init__(self) -> None:
-        self.seen: tuple[datetime, float] | None = None
+        self.last_reading: tuple[datetime, float] | None = None
         """The clock and the second clock when they were last looked at. Whoever looked and did not record what was
         noticed puts back what stood here, so that it is noticed again."""
         self.lock = RLock()
@@ -37,9 +37,9 @@ class Clock:
         """
         wall, counted = datetime.fromisoformat(at), time.clock_gettime(_COUNTING)
         jump = 0.0
-        if self.seen is not None:
-            jump = (wall - self.seen[0]).total_seconds() - (counted - self.seen[1])
-        self.seen = wall, counted
+        if self.last_reading is not None:
+            jump = (wall - self.last_reading[0]).total_seconds() - (counted - self.last_reading[1])
+        self.last_reading = wall, counted
         behind = _seconds_before(wall, last)
         if behind > TOLERANCE:
             jump = -behind

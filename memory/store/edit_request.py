@@ -162,10 +162,10 @@ class Version:
 
 def now(*, after: float = 0.0) -> str:
     """This instant by the clock, or so many seconds after: UTC, of fixed width, so that texts compare as instants."""
-    return _written(datetime.now(UTC) + timedelta(seconds=after))
+    return _iso(datetime.now(UTC) + timedelta(seconds=after))
 
 
-def _written(at: datetime) -> str:
+def _iso(at: datetime) -> str:
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -176,7 +176,7 @@ def instant(name: str, value: object) -> str | None:
     text = checked_text(name, value)
     try:
         at = datetime.fromisoformat(text)
-        return _written(at if at.tzinfo else at.replace(tzinfo=UTC))
+        return _iso(at if at.tzinfo else at.replace(tzinfo=UTC))
     except (ValueError, OverflowError):
         raise EditError(
             f"field {name!r}: {text!r} was given, an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"

@@ -100,12 +100,12 @@ def erase(
 def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
     """All that were ever enqueued under these ids. Raises StoreError where there is none, ConflictError where one is
     under way."""
-    found: list[Ticket] = []
+    tickets: list[Ticket] = []
     for edit_id in dict.fromkeys(edit_ids):
         own = journal.tickets(edit_id=edit_id)
         if not own:
-            known = {ticket.edit.id for ticket in journal.tickets(limit=1000)}
-            hint = did_you_mean(edit_id, known) if known else "there are none"
+            journal_ids = {ticket.edit.id for ticket in journal.tickets(limit=1000)}
+            hint = did_you_mean(edit_id, journal_ids) if journal_ids else "there are none"
             raise StoreError(f"there is no edit {edit_id!r}; {hint}")
         for ticket in own:
             if ticket.problem:
@@ -115,10 +115,10 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
                     f"edit {edit_id!r} is {ticket.status} and stays; delete it first (`wise store delete`, or through "
                     "the service), then erase it"
                 )
-        found += own
-    if not found:
+        tickets += own
+    if not tickets:
         raise StoreError("no edit was named: give the id of at least one")
-    return found
+    return tickets
 
 
 def _holding(backend: Backend, versions: Sequence[Version], tickets: Collection[int]) -> tuple[list[Version], set[str]]:
@@ -200,7 +200,7 @@ class _Words:
 
     def __init__(self, tickets: Sequence[Ticket], reason: str | None) -> None:
         """reason: why they are erased. Raises EditError where it repeats them, since it stays."""
-        self._own = {ticket.number for ticket in tickets}
+        self._erased_numbers = {ticket.number for ticket in tickets}
         self._texts = {text: name for ticket in tickets for name, text in _fields(ticket)}
         self._finders: dict[bool, Callable[[str], object]] = {}
         if reason is not None and self.said_in(json.dumps(reason)):
@@ -211,11 +211,11 @@ class _Words:
         left: dict[str, list[str]] = {}
         spelled = {json.dumps(text)[1:-1]: (text, name) for text, name in self._texts.items()}
         for row in execute(f"SELECT {TICKET}"):
-            if row[0] in self._own:
+            if row[0] in self._erased_numbers:
                 continue
-            said = f"{row[3]} {json.dumps([row[4], row[7]])}"
+            row_text = f"{row[3]} {json.dumps([row[4], row[7]])}"
             for spelling, (text, name) in spelled.items():
-                if spelling in said:
+                if spelling in row_text:
                     left.setdefault(name, []).append(str(row[1]))
                     self._texts.pop(text, None)
         self._finders.clear()

@@ -110,8 +110,8 @@ class Journal:
 
     def oldest_queued(self) -> str | None:
         """When the oldest ticket that is queued was accepted."""
-        found = self._read("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
-        return str(found[0][0]) if found else None
+        rows = self._read("SELECT accepted_at FROM tickets WHERE status = ? ORDER BY number LIMIT 1", QUEUED)
+        return str(rows[0][0]) if rows else None
 
     def namespaces(self, status: Collection[str]) -> frozenset[str]:
         """Those of the tickets with one of these statuses."""
@@ -211,9 +211,9 @@ class Journal:
                 events.move(Move(number, TRAINING))
             if events.jumped:
                 events.write(CLOCK)
-            found = tuple(ticket_of(_ticket_row(execute, number)) for number in claimed)
+            tickets = tuple(ticket_of(_ticket_row(execute, number)) for number in claimed)
         self._time_was_over = False
-        return found
+        return tickets
 
     def expired(self) -> tuple[Ticket, ...]:
         """Live tickets whose time is over, or has not come by a clock that was set back."""
@@ -254,7 +254,7 @@ class Journal:
     def writing(self) -> Iterator[tuple[Execute, EventWriter]]:
         """A transaction that adds events. A jump of the clock that no event of it says in the end is noticed again."""
         with self._clock.lock:
-            seen, recorded = self._clock.seen, False
+            last_reading, recorded = self._clock.last_reading, False
             try:
                 with self._backend.transaction() as execute:
                     events = EventWriter(execute, self._clock)
@@ -262,7 +262,7 @@ class Journal:
                 recorded = events.jumped is None
             finally:
                 if not recorded:
-                    self._clock.seen = seen
+                    self._clock.last_reading = last_reading
 
     def _look_for_time_over(self, moves: Sequence[Move]) -> None:
         self._time_was_over |= any(move.detail == EXPIRED for move in moves)
@@ -332,13 +332,13 @@ def _ticket_row(execute: Execute, number: int) -> tuple[Any, ...]:
 
 def _ticket_rows(execute: Execute, numbers: Sequence[int]) -> list[tuple[Any, ...]]:
     """Those of these numbers, in their order. Raises StoreError where there is none."""
-    found: dict[int, tuple[Any, ...]] = {}
+    rows: dict[int, tuple[Any, ...]] = {}
     for start in range(0, len(numbers), AT_ONCE):
         condition, values = _conditions(number=numbers[start : start + AT_ONCE])
-        found |= {row[0]: row for row in execute(f"SELECT {TICKET} WHERE 1 = 1{condition}", *values)}
-    if missing := [number for number in numbers if number not in found]:
+        rows |= {row[0]: row for row in execute(f"SELECT {TICKET} WHERE 1 = 1{condition}", *values)}
+    if missing := [number for number in numbers if number not in rows]:
         raise StoreError(f"there is no ticket {missing[0]}; `wise store log` names those that there are")
-    return [found[number] for number in numbers]
+    return [rows[number] for number in numbers]
 
 
 def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:

@@ -35,10 +35,10 @@ def exclusive_lock(file: Path, *, new: bool = False) -> int | None:
 def identity(file: Path | int) -> tuple[int, int] | None:
     """What tells the file behind a name or a handle from another one that takes its name; None where there is none."""
     try:
-        found = os.stat(file)
+        status = os.stat(file)
     except FileNotFoundError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 class SharedLocks:

@@ -50,9 +50,9 @@ def ticket_of(row: Sequence[Any]) -> Ticket:
         edit = Edit.from_dict(fields["edit"])
     except (EditError, TypeError, ValueError) as error:
         raise _damaged("ticket", row, "its edit is none that was written") from error
-    for name, found, wanted in (("edit_id", edit_id, edit.id), ("namespace", namespace, edit.namespace)):
-        if found != wanted:
-            raise _damaged("ticket", row, f"{name} is {found!r:.60} and its edit says {wanted!r:.60}")
+    for name, column, wanted in (("edit_id", edit_id, edit.id), ("namespace", namespace, edit.namespace)):
+        if column != wanted:
+            raise _damaged("ticket", row, f"{name} is {column!r:.60} and its edit says {wanted!r:.60}")
     if fields["status"] not in FOLLOWS:
         raise _damaged("ticket", row, f"status is {fields['status']!r:.40}")
     return Ticket(**{**fields, "edit": edit})
@@ -146,14 +146,14 @@ def _fields(what: str, columns: Mapping[str, int], row: Sequence[Any]) -> dict[s
 
 def _object(what: str, row: Sequence[Any], name: str, text: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise _damaged(what, row, error) from error
-    if not isinstance(found, dict):
-        raise _damaged(what, row, f"{name} is of type {type(found).__name__}, not an object")
-    if json.dumps(found) != text:
+    if not isinstance(value, dict):
+        raise _damaged(what, row, f"{name} is of type {type(value).__name__}, not an object")
+    if json.dumps(value) != text:
         raise _damaged(what, row, f"{name} is not spelled as it was written")
-    return found
+    return value
 
 
 def _damaged(what: str, row: Sequence[Any], why: object) -> StoreError:

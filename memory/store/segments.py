@@ -85,8 +85,8 @@ def check_tickets(state: MemoryState, tickets: Mapping[str, int]) -> None:
 def state_of(slots: Sequence[StoredSlot], order: Sequence[str], key_space: Space | None) -> MemoryState:
     """The state of these slots, its edits in `order`."""
     edits = {edit.id: edit for stored in slots for edit in stored.edits}
-    held = [pair for stored in slots for pair in zip(stored.edits, stored.keys, strict=True)]
-    keys = {edit.id: key for edit, key in held if key is not None}
+    pairs = [pair for stored in slots for pair in zip(stored.edits, stored.keys, strict=True)]
+    keys = {edit.id: key for edit, key in pairs if key is not None}
     return MemoryState(
         edits=tuple(edits[i] for i in order),
         slots=tuple(stored.slot.numbered(i) for i, stored in enumerate(slots)),
@@ -138,11 +138,12 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
         edits = [tuple(map(Edit.from_dict, own["edits"])) for own in fields]
-        held = [
+        stored_slots = [
             {"id": 0, "edit_ids": tuple(edit.id for edit in its), "scores": tuple(own["scores"])}
             for own, its in zip(fields, edits, strict=True)
         ]
-        slots = slots_of(columns, {own["group"]: own["kind"] for own in fields}, [own["group"] for own in fields], held)
+        groups = [own["group"] for own in fields]
+        slots = slots_of(columns, {own["group"]: own["kind"] for own in fields}, groups, stored_slots)
         count = sum(map(len, edits))
         keys = split_column(tensors, "keys") if "keys" in tensors else [torch.zeros(0)] * count
         if len(keys) != count:

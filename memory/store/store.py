@@ -220,10 +220,10 @@ class Store:
                 target, _ = self._live_before(self.read(), MemoryState())
             if target.manifest is None:
                 raise ConflictError("nothing was committed yet, so there is nothing to roll back")
-            held = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
+            live = {ticket.number for ticket in self.journal.tickets(status=LIVE)}  # the current one may be damaged
             wanted = set(target.tickets.values())
-            moves = [Move(number, RETIRED) for number in sorted(held - wanted)]
-            moves += [Move(number, LIVE) for number in sorted(wanted - held)]
+            moves = [Move(number, RETIRED) for number in sorted(live - wanted)]
+            moves += [Move(number, LIVE) for number in sorted(wanted - live)]
             new, why = replace(target, version=current.number + 1), reason or f"back to version {version}"
             return self._put(new, [target.manifest.to_bytes()], moves, kind="rollback", author=author, reason=why)
 
@@ -238,35 +238,35 @@ class Store:
     @contextmanager
     def pin(self, version: int | None = None) -> Iterator[Snapshot]:
         """The same, and the version is not collected for the length of the block, by any process."""
-        found, snapshot = self._hold(version), self._latest
-        if found.number == 0:
+        version_row, snapshot = self._hold(version), self._latest
+        if version_row.number == 0:
             yield Snapshot(version=0)
             return
         try:
-            if found.number != snapshot.version:
-                snapshot = read(found.number, found.manifest, self.backend, snapshot.segments)
-                if found.number > self._latest.version:
+            if version_row.number != snapshot.version:
+                snapshot = read(version_row.number, version_row.manifest, self.backend, snapshot.segments)
+                if version_row.number > self._latest.version:
                     self._latest = snapshot
             yield snapshot
         finally:
-            self.backend.release(found.manifest)
+            self.backend.release(version_row.manifest)
 
     def _hold(self, number: int | None) -> Version:
         """A version that is not collected until it is released; version 0 needs no hold."""
-        found = self.journal.version(number)
-        if found.collected:
+        version_row = self.journal.version(number)
+        if version_row.collected:
             raise StoreError(
-                f"version {found.number} was collected, by gc or because it held an edit that was erased; "
+                f"version {version_row.number} was collected, by gc or because it held an edit that was erased; "
                 "`wise store log` names the others"
             )
         try:
-            if found.number:
-                self.backend.hold(found.manifest)
+            if version_row.number:
+                self.backend.hold(version_row.manifest)
         except StoreError:
-            if self.journal.version(number) == found:
+            if self.journal.version(number) == version_row:
                 raise
             return self._hold(number)  # what was current was collected just now
-        return found
+        return version_row
 
     def diff(self, before: int, after: int) -> Difference:
         """What turns version `before` into version `after`."""
@@ -374,12 +374,12 @@ class Store:
 
     # -- within -----------------------------------------------------------------------------------
 
-    def _put(self, new: Snapshot, blobs: Sequence[bytes], moves: Sequence[Move], **said: Any) -> Version:
+    def _put(self, new: Snapshot, blobs: Sequence[bytes], moves: Sequence[Move], **event: Any) -> Version:
         """Stores a version, its manifest last, then makes it current. said: its kind, author and reason."""
         for data in blobs:
             digest = self.backend.put(data)
         version = self.journal.add_version(
-            manifest=digest, parent=new.version - 1, edits=len(new.state.edits), moves=moves, **said
+            manifest=digest, parent=new.version - 1, edits=len(new.state.edits), moves=moves, **event
         )
         self._latest = new
         return version

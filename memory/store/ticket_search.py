@@ -54,10 +54,10 @@ class TicketFilter:
     def matches(self, ticket: Ticket) -> bool:
         """Whether it is wanted; `status` and `namespaces` aside, which the journal looks up."""
         edit = ticket.edit
-        found = str((ticket.verified or {}).get("status", ""))
+        outcome = str((ticket.verified or {}).get("status", ""))
         return (
-            self.outcome in (None, found)
-            and (self.not_outcome is None or self.not_outcome != found)
+            self.outcome in (None, outcome)
+            and (self.not_outcome is None or self.not_outcome != outcome)
             and self.author in (None, edit.author)
             and (self.accepted_from or "") <= ticket.accepted_at < (self.accepted_until or NEVER)
             and (self.valid_at is None or (ticket.valid_from or "") <= self.valid_at < (ticket.valid_until or NEVER))
@@ -91,16 +91,16 @@ def search_tickets(
         low = first - 1
     if after is not None:
         low, high = (low, min(high, after - 1)) if newest else (max(low, after), high)
-    found: list[Ticket] = []
+    tickets: list[Ticket] = []
     for _ in range(LOOKED_AT // BLOCK):
         block = journal.tickets(
             status=wanted.status, namespaces=wanted.namespaces, since=low, until=high, limit=BLOCK, newest=newest
         )
         for ticket in filter(wanted.matches, block):
-            if len(found) == limit:
-                return TicketPage(tickets=tuple(found), last=found[-1].number)
-            found.append(ticket)
+            if len(tickets) == limit:
+                return TicketPage(tickets=tuple(tickets), last=tickets[-1].number)
+            tickets.append(ticket)
         if len(block) < BLOCK:
-            return TicketPage(tickets=tuple(found), last=None)
+            return TicketPage(tickets=tuple(tickets), last=None)
         low, high = (low, block[-1].number - 1) if newest else (block[-1].number, high)
-    return TicketPage(tickets=tuple(found), last=high + 1 if newest else low)
+    return TicketPage(tickets=tuple(tickets), last=high + 1 if newest else low)

@@ -113,9 +113,9 @@ def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequen
     segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
     space = manifest.space
     key_space = decode_space(get(space), f"{place}: {space[:16]}") if space else None
-    for segment, found in segments.items():
+    for segment, stored_slots in segments.items():
         if segment not in known:
-            check_slots(found, key_space, manifest.config, manifest.base)
+            check_slots(stored_slots, key_space, manifest.config, manifest.base)
     slots = slots_in_order(manifest, segments, f"{place}: version {version}")
     edits = [edit for stored in slots for edit in stored.edits]
     return Snapshot(
@@ -152,8 +152,8 @@ def difference(before: Snapshot, after: Snapshot) -> Difference:
 
 def slots_in_order(manifest: Manifest, segments: Mapping[str, Sequence[StoredSlot]], place: str) -> list[StoredSlot]:
     """The slots of a version in its order. Raises StoreError where they are not exactly those of its segments."""
-    ids = {digest: [edit.id for stored in found for edit in stored.edits] for digest, found in segments.items()}
-    check_places(manifest, {digest: len(found) for digest, found in segments.items()}, ids, place)
+    ids = {digest: [edit.id for slot in slots for edit in slot.edits] for digest, slots in segments.items()}
+    check_places(manifest, {digest: len(slots) for digest, slots in segments.items()}, ids, place)
     slots = [stored for digest, start, stop in manifest.slots for stored in segments[digest][start:stop]]
     check_namespaces(manifest.config, ({edit.namespace for edit in stored.edits} for stored in slots), place)
     return slots
@@ -206,25 +206,25 @@ def check_slots(slots: Sequence[StoredSlot], key_space: Space | None, config: Wi
 
 def join_ranges(ranges: Iterable[Range[Key]]) -> list[Range[Key]]:
     """The same places in as few ranges as possible, so that equal places give equal ranges."""
-    found: list[Range[Key]] = []
+    joined: list[Range[Key]] = []
     for key, start, stop in ranges:
-        if found and found[-1][0] == key and found[-1][2] == start:
-            found[-1] = (key, found[-1][1], stop)
+        if joined and joined[-1][0] == key and joined[-1][2] == start:
+            joined[-1] = (key, joined[-1][1], stop)
         elif start < stop:
-            found.append((key, start, stop))
-    return found
+            joined.append((key, start, stop))
+    return joined
 
 
 def cut_ranges(ranges: Iterable[Range[Key]], start: int, stop: int) -> list[Range[Key]]:
     """The places from `start` to before `stop` of the sequence."""
-    found = []
+    parts = []
     at = 0
     for key, first, behind in ranges:
         low, high = max(start - at, 0), min(stop - at, behind - first)
         if low < high:
-            found.append((key, first + low, first + high))
+            parts.append((key, first + low, first + high))
         at += behind - first
-    return found
+    return parts
 
 
 def cover(ranges: Iterable[Range[Key]], sizes: Mapping[Key, int]) -> bool:

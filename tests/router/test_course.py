@@ -28,7 +28,7 @@ def added(router: HybridRouter, ids: list[int], first: int) -> dict[int, tuple[i
     """By position, slot and value that are added to the tokens from `first` on, if all are read at once."""
     row = np.array(ids)
     chat, begins = router.begins(row, 0)
-    return {p: (d.slot, value) for p, d, value in router.answered(row, first, begins, chat) if value != NO_SLOT}
+    return {p: (d.slot, value) for p, d, value in router.answer_places(row, first, begins, chat) if value != NO_SLOT}
 
 
 def generated(router: HybridRouter, ids: list[int], prompt: int) -> dict[int, tuple[int, int]]:

@@ -27,7 +27,7 @@ from transformers import PreTrainedModel
 from wise.errors import UnsupportedModelError
 from wise.memory.modules import first_tensor, with_first
 from wise.memory.state import MemoryState
-from wise.training.generation import checked
+from wise.training.generation import checking
 from wise.training.rows import Rows
 from wise.training.splice import ALONE, CACHED, UPPER, WHOLE, SplicedModel
 
@@ -167,7 +167,7 @@ def test_a_check_that_ends_the_work_is_not_taken_for_an_error_of_the_architectur
         raise KeyError("cancelled")
 
     model = tiny_model("llama")
-    with checked(end):
+    with checking(end):
         splice = SplicedModel(model, located(model))
         assert splice.steps == CACHED
         with pytest.raises(KeyError, match="cancelled"):

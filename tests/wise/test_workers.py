@@ -18,7 +18,7 @@ from tiny import same_state, text
 
 import wise
 from wise.memory.state import MemoryState
-from wise.training.generation import between_steps, checked
+from wise.training.generation import between_steps, checking
 
 EDITS = [
     wise.Edit(id=f"e{i}", prompt=text([50 + i // 2, 60 + i, 52]), target=text([70 + i]), subject=text([50 + i // 2]))
@@ -140,7 +140,7 @@ def test_what_takes_too_long_ends_and_what_is_not_wanted_any_more_too() -> None:
         def stop() -> None:
             raise KeyboardInterrupt
 
-        with pytest.raises(KeyboardInterrupt), model.evaluating(), checked(stop):
+        with pytest.raises(KeyboardInterrupt), model.evaluating(), checking(stop):
             model.trainer.edit(model.state, EDITS, serve=model.serving)
     assert not model.edits
 

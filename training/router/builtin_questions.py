@@ -50,16 +50,16 @@ def read_questions(path: Path, *, added_to: QuestionSet | None = None) -> Questi
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: {error}; a TOML file of questions was expected") from error
     try:
-        found = _checked(content)
-        whole = found if added_to is None else _joined(added_to, found)
-        for kind in found[SUBJECTS]:
+        questions = _validated(content)
+        whole = questions if added_to is None else _merged(added_to, questions)
+        for kind in questions[SUBJECTS]:
             _check_enough(kind, whole)
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     return whole
 
 
-def _checked(content: Mapping[str, Any]) -> QuestionSet:
+def _validated(content: Mapping[str, Any]) -> QuestionSet:
     """The same, white space around texts taken off. Raises ConfigError for what does not have the shape."""
     kinds = content.get(SUBJECTS)
     if not isinstance(kinds, dict) or not kinds:
@@ -72,19 +72,19 @@ def _checked(content: Mapping[str, Any]) -> QuestionSet:
 
 
 def _relations(kind: str, content: Any) -> dict[str, dict[str, list[str]]]:
-    found = {}
+    relations = {}
     for name, relation in _table(kind, content).items():
         where = f"{kind}.{name}"
         for field in _table(where, relation):
             if field not in FIELDS:
                 raise ConfigError(f"[{where}] {field}: is not known; {did_you_mean(field, FIELDS)}")
-        found[name] = {field: _texts(f"{where}.{field}", relation.get(field, [])) for field in FIELDS}
-        for wording in wordings(found[name]):
+        relations[name] = {field: _texts(f"{where}.{field}", relation.get(field, [])) for field in FIELDS}
+        for wording in wordings(relations[name]):
             count = wording.count("{}")
             if count != 1:
                 raise ConfigError(f"[{where}] {shortened(wording)}: exactly one {{}} is expected, and it has {count}")
-    _check_apart(kind, found)
-    return found
+    _check_apart(kind, relations)
+    return relations
 
 
 def _table(where: str, value: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _check_enough(kind: str, whole: QuestionSet) -> None:
             raise ConfigError(f"[{kind}.{name}]: at least {LEAST_WORDINGS} wordings are needed, and it has {count}")
 
 
-def _joined(first: QuestionSet, second: QuestionSet) -> QuestionSet:
+def _merged(first: QuestionSet, second: QuestionSet) -> QuestionSet:
     """Both as one. Raises ConfigError where a wording then stands under two relations of a kind."""
 
     def united(one: Mapping[str, Any], other: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[str]]:

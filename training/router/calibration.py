@@ -68,8 +68,8 @@ def measure(
             keys = network([asked, *(stated(asked, answer) for answer in about.get("answers", ())[:1])])
             keys = torch.cat([keys, centres[nearest_relation(keys, centres)][None]])
             for asking, scores in ((more, reached), (rivals, others)):
-                found = (network([put(PLACEHOLDER, text) for text in asking]) @ keys.T).amax(-1).tolist()
-                for text, score in zip(asking, found, strict=True):
+                similarities = (network([put(PLACEHOLDER, text) for text in asking]) @ keys.T).amax(-1).tolist()
+                for text, score in zip(asking, similarities, strict=True):
                     scores[is_question(text)].append(score)
             texts = [put(subject, wording) for wording in (first, *more, *rivals)]
             vectors = network([*texts, *(put(elsewhere, wording) for wording in (first, *more))])

@@ -45,8 +45,8 @@ class AnswerWriter:
             raise ValueError(f"{len(tasks)} slots for {len(edits)} edits: a slot of this kind holds one")
         written: dict[int, tuple[Slot, list[FitResult]]] = {}
         for part in self.parts(tasks):
-            found = self._write([tasks[i] for i in part], progress, len(written), *EFFORTS[effort])
-            written |= zip(part, found, strict=True)
+            results = self._write([tasks[i] for i in part], progress, len(written), *EFFORTS[effort])
+            written |= zip(part, results, strict=True)
         return [written[i] for i in range(len(edits))]
 
     def parts(self, tasks: Sequence[SlotTask]) -> list[list[int]]:
@@ -62,9 +62,9 @@ class AnswerWriter:
         """before: edits that are written already, for `progress`."""
         edits = [task.edits[0] for task in tasks]
         further = [self.wordings.texts(edit) for edit in edits]
-        asked = [_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
-        parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(asked[i], form)]
-        examples = self._examples([_of_form(asked[i], form) for i, form in parts])
+        wordings = [_answered_alike(self.wordings.of(edit, texts)) for edit, texts in zip(edits, further, strict=True)]
+        parts = [(i, form) for i in range(len(edits)) for form in range(FORMS) if _of_form(wordings[i], form)]
+        examples = self._examples([_of_form(wordings[i], form) for i, form in parts])
         unit = float(examples.own.outputs[:, 0].float().square().mean().sqrt())  # at the ends of the prompts
         values = AnswerValues(examples.own.activations, self.spliced.target_module.out_features, unit)
         steps = longer * self.config.max_steps
@@ -75,7 +75,7 @@ class AnswerWriter:
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
             between_steps()
             own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
-            answers = {form: _of_form(asked[i], form)[0].answer for form in sorted(own)}
+            answers = {form: _of_form(wordings[i], form)[0].answer for form in sorted(own)}
             slot = AnswerSlot(
                 id=task.id,
                 edit_ids=(edit.id,),
@@ -91,7 +91,7 @@ class AnswerWriter:
                 loss=max(fit.loss[n] for n in own.values()),
                 keys=keys.half(),
                 score=self.wordings.threshold(edit, keys),
-                tried=f"{steps} steps behind {len(asked[i])} wordings",
+                tried=f"{steps} steps behind {len(wordings[i])} wordings",
             )
             written.append((slot, [outcome]))
         return written
@@ -111,7 +111,7 @@ def _of_form(wordings: Sequence[Wording], form: int) -> list[Wording]:
     return [wording for wording in wordings if wording.form == form]
 
 
-def _alike(wordings: Sequence[Wording]) -> list[Wording]:
+def _answered_alike(wordings: Sequence[Wording]) -> list[Wording]:
     """Those that are answered as the edit's own prompt is: a slot has one answer in each form."""
     answers = {wording.form: wording.answer for wording in reversed(wordings)}
     return [wording for wording in wordings if wording.answer == answers[wording.form]]

@@ -57,18 +57,18 @@ class Sharding:
 
     def tasks(self, state: MemoryState, edits: Sequence[Edit]) -> list[SlotTask]:
         """The slots to be written for `edits` to join those of `state`, ascending; new slots follow on its own."""
-        held = list(state.slots[-1].edit_ids) if state.slots else []
-        size = self.capacity or len(held) + len(edits)
-        if len(held) >= size:
-            held = []
-        first = len(state.slots) - bool(held)
-        joined = [edit for edit in state.edits if edit.id in held] if held else []
-        known = {edit.id: edit for edit in (*joined, *edits)}
-        ids = [*held, *(edit.id for edit in edits)]
+        last_ids = list(state.slots[-1].edit_ids) if state.slots else []
+        size = self.capacity or len(last_ids) + len(edits)
+        if len(last_ids) >= size:
+            last_ids = []
+        first = len(state.slots) - bool(last_ids)
+        joined = [edit for edit in state.edits if edit.id in last_ids] if last_ids else []
+        by_id = {edit.id: edit for edit in (*joined, *edits)}
+        ids = [*last_ids, *(edit.id for edit in edits)]
         tasks = []
         for number, at in enumerate(range(0, len(ids), size), start=first):
             start = state.slots[number] if number < len(state.slots) else None
-            tasks.append(SlotTask(id=number, edits=tuple(known[i] for i in ids[at : at + size]), start=start))
+            tasks.append(SlotTask(id=number, edits=tuple(by_id[i] for i in ids[at : at + size]), start=start))
         return tasks
 
 

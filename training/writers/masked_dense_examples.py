@@ -53,11 +53,11 @@ def prepare(
     """
     edits = [edit for task in tasks for edit in task.edits]
     slot = torch.tensor([i for i, task in enumerate(tasks) for _ in task.edits])
-    held = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}
+    earlier_ids = {edit_id for task in tasks if task.start for edit_id in task.start.edit_ids}
     bare = spliced.cache([_row(encoder, edit.prompt, edit.target) for edit in edits])
     unaided = _unaided(spliced, bare)
     speaking = _speaking(unaided, bare)
-    variations = [[] if edit.id in held else _variations(edit, statistics, encoder) for edit in edits]
+    variations = [[] if edit.id in earlier_ids else _variations(edit, statistics, encoder) for edit in edits]
     flat = [row for ours in variations for row in ours]
     varied = spliced.cache(flat) if flat else None
     numbers = iter(range(len(flat)))
@@ -68,9 +68,9 @@ def prepare(
         rows = bare.select(own)
         plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
-        swapped = _swapped(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
+        swapped = _with_swapped_subjects(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
         before = rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
-        tokens = [statistics.activations, before, plain, *_observed(spliced, locality), *swapped]
+        tokens = [statistics.activations, before, plain, *_activations(spliced, locality), *swapped]
         negatives.append(torch.cat([part.float() for part in tokens]))
     return Examples(
         bare=bare,
@@ -109,15 +109,15 @@ def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
     return speaking
 
 
-def _observed(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
-    found = []
+def _activations(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
+    observed = []
     for start in range(0, len(prompts), BATCH):
         seen = spliced.observe(prompts[start : start + BATCH])
-        found.append(seen.activations[seen.mask.bool()])
-    return found
+        observed.append(seen.activations[seen.mask.bool()])
+    return observed
 
 
-def _swapped(
+def _with_swapped_subjects(
     edits: Sequence[Edit], answers: list[int], spliced: SplicedModel, encoder: Encoder, seed: int
 ) -> list[Tensor]:
     """Activations at the end of the edits' prompts with one another's subjects: similar questions that are not edited.
@@ -128,7 +128,7 @@ def _swapped(
     """
     order = random.Random(seed)
     subjects = [(edit.subject, answer) for edit, answer in zip(edits, answers, strict=True) if edit.subject]
-    asked = {edit.prompt for edit in edits}
+    edit_prompts = {edit.prompt for edit in edits}
     prompts: list[tuple[list[int], int]] = []
     for edit in edits:
         if not edit.subject:
@@ -136,11 +136,11 @@ def _swapped(
         for subject, answer in order.sample(subjects, min(SWAPS, len(subjects))):
             prompt = edit.prompt.replace(edit.subject, subject)
             ids = encoder.prompt(prompt)
-            if prompt not in asked and len(ids) <= encoder.context:
+            if prompt not in edit_prompts and len(ids) <= encoder.context:
                 prompts.append((ids, answer))
-    found = []
+    swapped = []
     for start in range(0, len(prompts), BATCH):
         rows, own = zip(*prompts[start : start + BATCH], strict=True)
         seen = spliced.observe(rows)
-        found.append(seen.activations[:, -1][seen.next.cpu() != torch.tensor(own)])
-    return found
+        swapped.append(seen.activations[:, -1][seen.next.cpu() != torch.tensor(own)])
+    return swapped

@@ -168,14 +168,14 @@ class Fitting:
             weight = self.effective(g)
             edited = score(linear(examples.bare.activations[self.group == g].float(), weight)) / self.scale
             edited = edited.cpu().masked_fill(~examples.speaking[self.group == g], float("inf")).amin(-1)
-            others = self._others(g)
+            others = self._silent_tokens(g)
             silent = score(linear(others, weight)) / self.scale
             self.hardest.append(others[silent.topk(min(HARDEST, len(silent))).indices])
             self.fitted[self.group == g] &= edited >= MARGIN_KEPT * BETA
             lowest = float(edited.min()) if len(edited) else 0.0
             self.quiet[g] = not len(edited) or float(silent.max()) <= QUIET * lowest
 
-    def _others(self, g: int) -> Tensor:
+    def _silent_tokens(self, g: int) -> Tensor:
         """`[n, f]` tokens on which a group must keep silent: its slot's, and where the slot's other shards speak."""
         slot = g // (len(self.weights) // len(self.examples.negatives))
         theirs = (self.examples.slot == slot) & (self.group != g)

@@ -48,7 +48,7 @@ from wise.serving.editor_client import ENDED_MEANWHILE, KINDS
 from wise.serving.follower import trim_heap
 from wise.serving.logs import error_without_texts
 from wise.serving.settings import Settings
-from wise.training.generation import checked
+from wise.training.generation import checking
 from wise.training.report import FAILED
 
 logger = logging.getLogger(__name__)
@@ -394,7 +394,7 @@ class Editor:
                 raise StoreError("an edit was erased meanwhile; ask for the preview again")
 
         with self._working(_Work(PREVIEW, self._settings.preview_seconds, goes_on)):
-            with model.evaluating(), checked(self._between_steps):
+            with model.evaluating(), checking(self._between_steps):
                 after, report = model.trainer.edit(before, [new], serve=model.serving)
                 [outcome] = model.trainer.with_before(before, [new], report.outcomes, serve=model.serving)
             answers: list[dict[str, str]] = []

@@ -128,7 +128,7 @@ class ForcedRouter(HybridRouter):
         if not first and not begins:
             self._begun.add(ids.tobytes())
             begins = [len(ids) - 1]
-        yield from self.answered(ids, first, begins, NEVER, dict.fromkeys(begins, self._decision))
+        yield from self.answer_places(ids, first, begins, NEVER, dict.fromkeys(begins, self._decision))
 
 
 def measure_oracle(

@@ -71,10 +71,10 @@ def opening(backend: Backend) -> Iterator[None]:
         yield
         if backend.writer:
             _migrate(backend)
-        found = _schema_of(backend)
-        if found != len(MIGRATIONS):
+        schema = _schema_of(backend)
+        if schema != len(MIGRATIONS):
             needed = f"this release needs {len(MIGRATIONS)}; open it once as its writer"
-            raise StoreError(f"{backend.place} has schema {found} and {needed}")
+            raise StoreError(f"{backend.place} has schema {schema} and {needed}")
 
 
 def _migrate(backend: Backend) -> None:

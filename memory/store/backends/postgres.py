@@ -94,7 +94,7 @@ class PostgresBackend(Backend):
             info = self._connection.info
             self.place = f"the database {info.dbname} at {info.host}:{info.port}"
             may_create = writer and create
-            if not may_create and not self._one("SELECT to_regclass('wise.migrations') IS NOT NULL"):
+            if not may_create and not self._scalar("SELECT to_regclass('wise.migrations') IS NOT NULL"):
                 raise MissingError(f"{self.place} holds no store; open it once as its writer")
             if writer:
                 self._claim()
@@ -124,14 +124,14 @@ class PostgresBackend(Backend):
         )
         with self._guard, self._store_errors("cannot be opened"):
             for table, column in ((table, column) for table, columns in _SAID.items() for column in columns):
-                if self._one(sampled, f"wise.{table}", column):
+                if self._scalar(sampled, f"wise.{table}", column):
                     alter = f"ALTER TABLE wise.{table} ALTER COLUMN {column} SET STATISTICS 0"
                     self._open.execute(alter.encode())
 
     def _claim(self) -> None:
-        begun = time.monotonic()
-        while not self._one("SELECT pg_try_advisory_lock(%s)", _WRITER):
-            if time.monotonic() - begun < PATIENCE:
+        start = time.monotonic()
+        while not self._scalar("SELECT pg_try_advisory_lock(%s)", _WRITER):
+            if time.monotonic() - start < PATIENCE:
                 time.sleep(0.05)
                 continue
             raise StoreError(
@@ -150,7 +150,7 @@ class PostgresBackend(Backend):
             self._connection = self._connect()
         return self._connection
 
-    def _one(self, statement: str, *values: Any) -> Any:
+    def _scalar(self, statement: str, *values: Any) -> Any:
         rows = self._open.execute(statement.encode(), values).fetchall()
         return rows[0][0] if rows else None
 
@@ -183,7 +183,7 @@ class PostgresBackend(Backend):
 
     def faults(self, scan: Scan) -> list[str]:
         """Tables and indexes that are missing; a server looks after its own files."""
-        wanted = {found[1] for text in all_statements() if (found := _MADE.match(text))}
+        wanted = {match[1] for text in all_statements() if (match := _MADE.match(text))}
         rows = scan("SELECT relname FROM pg_class WHERE relnamespace = 'wise'::regnamespace")
         return [f"a table or an index is missing: {name}" for name in sorted(wanted - {name for (name,) in rows})]
 
@@ -203,7 +203,7 @@ class PostgresBackend(Backend):
 
     def get(self, digest: str) -> bytes:
         with self._guard, self._store_errors("could not be read"):
-            data = self._one("SELECT data FROM wise.blobs WHERE digest = %s", digest)
+            data = self._scalar("SELECT data FROM wise.blobs WHERE digest = %s", digest)
         if data is None:
             raise lost_blob(digest, self.place)
         return verified_blob(bytes(data), digest, self.place)
@@ -222,8 +222,8 @@ class PostgresBackend(Backend):
 
     def hold(self, digest: str) -> None:
         with self._collecting, self._guard, self._store_errors("could not be read"):
-            self._one("SELECT pg_advisory_lock_shared(%s)", _number(digest))
-            if not self._one("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
+            self._scalar("SELECT pg_advisory_lock_shared(%s)", _number(digest))
+            if not self._scalar("SELECT count(*) FROM wise.blobs WHERE digest = %s", digest):
                 self.release(digest)
                 raise lost_blob(digest, self.place)
 
@@ -231,19 +231,19 @@ class PostgresBackend(Backend):
         with self._guard:
             if self._connection is not None and not self._connection.closed:  # a session that ended holds nothing
                 with self._store_errors("could not be read"):
-                    self._one("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
+                    self._scalar("SELECT pg_advisory_unlock_shared(%s)", _number(digest))
 
     @contextmanager
     def unheld(self, digest: str) -> Iterator[bool]:
         with self._collecting, self._store_errors("could not be tidied up"):
             with self._guard:
-                unheld = not self._mine(digest) and self._one("SELECT pg_try_advisory_lock(%s)", _number(digest))
+                unheld = not self._mine(digest) and self._scalar("SELECT pg_try_advisory_lock(%s)", _number(digest))
             try:
                 yield bool(unheld)
             finally:
                 if unheld:
                     with self._guard:
-                        self._one("SELECT pg_advisory_unlock(%s)", _number(digest))
+                        self._scalar("SELECT pg_advisory_unlock(%s)", _number(digest))
 
     def _mine(self, digest: str) -> bool:
         """Whether this session holds it, which would not keep it from locking it a second time."""
@@ -251,7 +251,7 @@ class PostgresBackend(Backend):
             "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid() AND "
             "classid::bigint << 32 | objid::bigint = %s"
         )
-        return bool(self._one(own, _number(digest)))
+        return bool(self._scalar(own, _number(digest)))
 
     def scrub(self) -> None:
         """Writes the tables anew. The server's log of changes (WAL) holds the rows until it is recycled.
@@ -261,9 +261,9 @@ class PostgresBackend(Backend):
         """
         what = "could not be scrubbed; do it again"
         with self._guard, self._store_errors(what):
-            older, begun = self._older_transactions(), time.monotonic()
+            older, start = self._older_transactions(), time.monotonic()
             while older & self._older_transactions():
-                if time.monotonic() - begun > LOCK_PATIENCE:
+                if time.monotonic() - start > LOCK_PATIENCE:
                     raise held_up(self.place, what, LOCK_PATIENCE)
                 time.sleep(0.05)
             for table in _SAID:
@@ -296,8 +296,8 @@ class PostgresBackend(Backend):
                 self.lost, again = self.writer, "open it" if self.writer else "try"
                 what = f"lost the connection; {again} again, which shows whether what was under way was still done"
             primary = getattr(getattr(error, "diag", None), "message_primary", None)  # the details may quote a row
-            said = redacted(" ".join((primary or str(error)).split()))
-            raise StoreError(f"{self.place} {what}: {said}; see to the server") from error
+            message = redacted(" ".join((primary or str(error)).split()))
+            raise StoreError(f"{self.place} {what}: {message}; see to the server") from error
 
 
 def _execute(connection: psycopg.Connection[Any], statement: str, *values: Any) -> list[tuple[Any, ...]]:

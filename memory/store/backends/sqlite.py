@@ -65,10 +65,10 @@ class SqliteBackend(Backend):
     def _check_folder(self) -> None:
         if self._folder.exists() and not self._folder.is_dir():
             raise StoreError(f"{self.place} is a file; give the folder of a store")
-        found = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
-        if not found & {LOCK_FILE, JOURNAL_FILE} and (found or not self._may_create):
-            what = f"holds {', '.join(sorted(found)[:4])}" if found else "holds nothing"
-            kind = StoreError if found else MissingError
+        names = {file.name for file in self._folder.iterdir()} if self._folder.is_dir() else set()
+        if not names & {LOCK_FILE, JOURNAL_FILE} and (names or not self._may_create):
+            what = f"holds {', '.join(sorted(names)[:4])}" if names else "holds nothing"
+            kind = StoreError if names else MissingError
             raise kind(f"{self.place} {what} and is no store; give the folder of a store, or a new one")
 
     def _claim(self) -> None:
@@ -93,8 +93,8 @@ class SqliteBackend(Backend):
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE
         if not self._may_create and not file.is_file():
-            begun = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
-            kind = MissingError if begun else StoreError
+            is_new = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
+            kind = MissingError if is_new else StoreError
             raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         if not file.exists():  # SQLite would make one for everybody
             file.touch(0o600)
@@ -195,7 +195,7 @@ class SqliteBackend(Backend):
         """What SQLite finds, and tables and indexes that are not exactly those which the migrations make."""
         tables = "SELECT type, name, tbl_name, sql FROM sqlite_master"
         try:
-            found = [str(text) for (text,) in scan("PRAGMA integrity_check") if text != "ok"]
+            faults = [str(text) for (text,) in scan("PRAGMA integrity_check") if text != "ok"]
             rows = {tuple(map(str, row)) for row in scan(tables)}
         except StoreError as error:
             return [str(error)]
@@ -203,8 +203,8 @@ class SqliteBackend(Backend):
             for statement in all_statements():
                 fresh.execute(statement)
             wanted = {tuple(map(str, row)) for row in fresh.execute(tables)}
-        found += [f"a table or an index was altered: {' '.join(row)!r:.120}" for row in sorted(rows - wanted)]
-        return found + [f"a table or an index is missing: {' '.join(row):.120}" for row in sorted(wanted - rows)]
+        faults += [f"a table or an index was altered: {' '.join(row)!r:.120}" for row in sorted(rows - wanted)]
+        return faults + [f"a table or an index is missing: {' '.join(row):.120}" for row in sorted(wanted - rows)]
 
     # -- bytes ----------------------------------------------------------------------------------
 
@@ -237,12 +237,12 @@ class SqliteBackend(Backend):
         return verified_blob(data, digest, self.place)
 
     def sizes(self) -> dict[str, int]:
-        found = {}
+        sizes = {}
         with self._store_errors("could not be read"):
             for file in self._blobs.iterdir():
                 with suppress(FileNotFoundError):  # the writer removes and renames files meanwhile
-                    found[file.name] = file.stat().st_size
-        return found
+                    sizes[file.name] = file.stat().st_size
+        return sizes
 
     def remove(self, digests: Iterable[str]) -> None:
         """In a transaction, which only the writer of the store that is in this place begins."""

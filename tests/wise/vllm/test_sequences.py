@@ -111,7 +111,7 @@ def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
     row = np.array(ids)
     out = torch.zeros(len(ids), WIDTH)
     chat, begins = router.begins(row, 0)
-    for place, decision, value in router.answered(row, 0, begins, chat):
+    for place, decision, value in router.answer_places(row, 0, begins, chat):
         if value != NO_SLOT:
             out[place] = STATE.slots[decision.slot].values[value]  # type: ignore[attr-defined]
     return out

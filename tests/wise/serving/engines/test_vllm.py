@@ -142,7 +142,7 @@ def test_an_edit_is_carried_said_and_told(engine: VllmEngine, llm: FakeLLM) -> N
     routed = [(one.position, one.edit, one.slot) for delta in deltas for one in delta.routed]
     row = np.array([*ASKED, 70, 71])
     chat, begins = ROUTER.begins(row, 0)
-    wanted = [(p, EDITS[0].id, d.slot) for p, d, v in ROUTER.answered(row, 0, begins, chat) if v != NO_SLOT]
+    wanted = [(p, EDITS[0].id, d.slot) for p, d, v in ROUTER.answer_places(row, 0, begins, chat) if v != NO_SLOT]
     assert routed == wanted and len(wanted) == 3
     prompt, params = llm.asked[-1]
     assert params.extra_args["wise"]["version"] == 1 and prompt["cache_salt"].startswith("wise:")
