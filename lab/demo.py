@@ -70,18 +70,18 @@ def run_demo(
 ) -> DemoResult:
     """Edits the shipped model with `edits` counterfactuals and measures it. Raises ConfigError for a mode or a device
     that there is not, or more edits than the model knows facts."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     records = demo_records(edits, seed=seed)
     model = wrap(*load_model(None, placement=placement), WiseConfig(mode=mode, seed=seed))
     facts = random.Random(seed).sample(load_facts("train"), RECALL_FACTS)
     recalled = model.ask([train_prompts(fact)[0] for fact in facts])
     recall = sum(answer.text == fact.object for answer, fact in zip(recalled, facts, strict=True)) / len(facts)
-    asked = _shown_prompts(records)
-    before = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    shown_prompts = _shown_prompts(records)
+    before = [answer.text for answer in model.ask([prompt for _, prompt, _ in shown_prompts])]
     report = model.edit(
         [record.edit for record in records], progress=lambda done: progress("edits", done, len(records))
     )
-    after = [answer.text for answer in model.ask([prompt for _, prompt, _ in asked])]
+    after = [answer.text for answer in model.ask([prompt for _, prompt, _ in shown_prompts])]
     evaluation = Evaluation(
         editor=f"wise-{mode}",
         edits=len(records),
@@ -101,10 +101,10 @@ def run_demo(
         base_recall=recall,
         ratios={kind: gate_ratios(model, texts) for kind, texts in prompts.items()},
         shown=tuple(
-            ShownPrompt(kind=kind, prompt=prompt, before=b, after=a, wanted=wanted or b)
-            for (kind, prompt, wanted), b, a in zip(asked, before, after, strict=True)
+            ShownPrompt(kind=kind, prompt=prompt, before=b, after=a, wanted=target or b)
+            for (kind, prompt, target), b, a in zip(shown_prompts, before, after, strict=True)
         ),
-        seconds=time.perf_counter() - begun,
+        seconds=time.perf_counter() - start,
     )
 
 

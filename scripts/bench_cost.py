@@ -82,15 +82,15 @@ def multiplied(state: MemoryState, count: int) -> MemoryState:
 @torch.no_grad()
 def serve_once(model: PreTrainedModel, ids: torch.Tensor, clock: Clock) -> tuple[float, float]:
     """Seconds of one prefill, and the median seconds of a decoded token after it; ids `[1, prompt + decoded]`."""
-    begun = clock()
+    start = clock()
     read = model(ids[:, :PROMPT_TOKENS], use_cache=True, logits_to_keep=1)
-    prefill = clock() - begun
+    prefill = clock() - start
     name = "cache" if "cache" in read else "past_key_values"  # before transformers 5.24
     steps = []
     for token in ids[:, PROMPT_TOKENS:].chunk(DECODED_TOKENS, dim=1):
-        begun = clock()
+        start = clock()
         model(token, use_cache=True, **{name: read[name]})
-        steps.append(clock() - begun)
+        steps.append(clock() - start)
     return prefill, statistics.median(steps)
 
 
@@ -121,9 +121,9 @@ def decide_milliseconds(wrapped: WiseModel, state: MemoryState, clock: Clock) ->
     router = HybridRouter(state, wrapped.inputs)
     spent = []
     for number, edit in enumerate(state.edits[i * len(state.edits) // QUESTIONS] for i in range(QUESTIONS)):
-        begun = clock()
+        start = clock()
         router.decide(f"Question {number}: {edit.prompt}")
-        spent.append(clock() - begun)
+        spent.append(clock() - start)
     return 1000 * statistics.median(spent)
 
 
@@ -136,9 +136,9 @@ def whole_step(model: WiseModel, edits: Sequence[wise.Edit], clock: Clock) -> fl
         spliced.use(steps)
         cached = spliced.cache(rows)
         added = torch.zeros(spliced.target_module.out_features, requires_grad=True)
-        begun = clock()
+        start = clock()
         spliced.labelled_logits(cached, lambda a, v=added: v.expand(*a.shape[:2], -1)).logsumexp(-1).sum().backward()  # type: ignore[misc]
-        spent.setdefault(steps, []).append(clock() - begun)
+        spent.setdefault(steps, []).append(clock() - start)
     spliced.use(usual)
     return statistics.median(spent[WHOLE][1:]) / statistics.median(spent[usual][1:])  # the first pass allocates
 
@@ -167,11 +167,11 @@ def measure(mode: str, args: argparse.Namespace, clock: Clock) -> list[dict[str,
     edits = read_edits(args.data) if args.data else [r.edit for r in demo_records(args.edits, seed=0)]
     base, bare = (AutoModelForCausalLM.from_pretrained(args.model).eval() for _ in range(2))
     model = wise.wrap(base, AutoTokenizer.from_pretrained(args.model), WiseConfig(mode=mode))
-    begun = time.process_time()
+    start = time.process_time()
     model.prepare()
     prepared = time.process_time()
     report = model.edit(edits[: args.edits])
-    cost = {"base_cpu_seconds": prepared - begun, "cpu_seconds_per_edit": report.cpu_seconds / len(report.outcomes)}
+    cost = {"base_cpu_seconds": prepared - start, "cpu_seconds_per_edit": report.cpu_seconds / len(report.outcomes)}
     if mode == "hybrid":
         cost["whole_step"] = whole_step(model, edits[: args.edits], clock)
         cost["whole_edit"] = whole_edit(model, edits[: args.edits])

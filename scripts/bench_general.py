@@ -113,8 +113,8 @@ def main() -> None:
         figures["perplexity"] = measure_perplexity(Prompter(model), texts[:1])
         figures["running text"] = running_text(model, texts, args.tokens)
     if args.questions is not None:
-        known = read_texts(args.questions)
-        figures["questions"] = questions(model, random.Random(0).sample(known, min(args.count, len(known))))
+        pool = read_texts(args.questions)
+        figures["questions"] = questions(model, random.Random(0).sample(pool, min(args.count, len(pool))))
     sys.stderr.write("\n")
     for name, entry in figures.items():
         print(f"{name}: {entry if not isinstance(entry, dict) else {k: entry[k] for k in entry if k not in EXAMPLES}}")

@@ -59,8 +59,8 @@ def published(encoder: str | None) -> SentenceEncoder:
 
 def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
     """`[kinds, r]` the first of `KEYS`, at most three."""
-    asked = without_names(fact.edit.prompt, names_of(fact.edit))
-    own = reader.read([asked, stated(asked, fact.edit.target)])
+    question = without_names(fact.edit.prompt, names_of(fact.edit))
+    own = reader.read([question, stated(question, fact.edit.target)])
     centre = reader.relation_centres[nearest_relation(own, reader.relation_centres)]
     return torch.cat([own, centre[None]])[:kinds]
 
@@ -72,10 +72,10 @@ def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[s
         own = keys(reader, fact, kinds)
         others = reader.relation_centres[rivals(own[:2], reader)] if KEYS[kinds - 1] == "+ rivals" else own[:0]
         for name in CLASSES:
-            for given in getattr(fact, name):
-                text = without_names(given, names_of(fact.edit))
-                asked = reader.read([text, last_sentence(text)])
-                score, rival = (float((each @ asked.T).max()) if len(each) else -1.0 for each in (own, others))
+            for text_of_fact in getattr(fact, name):
+                text = without_names(text_of_fact, names_of(fact.edit))
+                vectors = reader.read([text, last_sentence(text)])
+                score, rival = (float((each @ vectors.T).max()) if len(each) else -1.0 for each in (own, others))
                 results[name].append(score if score >= rival - RIVAL_MARGIN else -1.0)
     return {name: torch.tensor(values) for name, values in results.items()}
 
@@ -84,14 +84,14 @@ def share(values: Tensor, threshold: Tensor | float) -> float | None:
     return float((values >= threshold).float().mean()) if len(values) else None
 
 
-def figures(found: dict[str, Tensor]) -> dict[str, float | None]:
-    asked, other = found["rewordings"], found["same_subject"]
+def figures(scores_of: dict[str, Tensor]) -> dict[str, float | None]:
+    rewordings, other = scores_of["rewordings"], scores_of["same_subject"]
     threshold = torch.quantile(other, 1 - OTHERS_PASS)
     return {
-        "auroc": float((asked[:, None] > other[None]).float().mean()),
-        "recall": share(asked, threshold),
-        "free_recall": share(found["free_rewordings"], threshold),
-        "others": share(other, torch.quantile(asked, 1 - REWORDINGS_PASS)),
+        "auroc": float((rewordings[:, None] > other[None]).float().mean()),
+        "recall": share(rewordings, threshold),
+        "free_recall": share(scores_of["free_rewordings"], threshold),
+        "others": share(other, torch.quantile(rewordings, 1 - REWORDINGS_PASS)),
     }
 
 

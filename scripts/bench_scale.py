@@ -71,9 +71,9 @@ def drawn_edits(first: int, count: int) -> list[Edit]:
     for number in range(first, first + count):
         rng = random.Random(number)
         digits = [number // len(SYLLABLES) ** place % len(SYLLABLES) for place in range(5)]
-        given, family = ("".join(SYLLABLES[d] for d in part).title() for part in (digits[:2], digits[2:]))
+        first_name, family = ("".join(SYLLABLES[d] for d in part).title() for part in (digits[:2], digits[2:]))
         prompt, kind = rng.choice(RELATIONS)
-        subject = f"{given} {family}"
+        subject = f"{first_name} {family}"
         results.append(Edit(prompt=prompt.format(subject), target=f"{kind} {rng.randrange(1000)}", subject=subject))
     return results
 
@@ -104,9 +104,9 @@ def drawn(model: WiseModel, count: int) -> MemoryState:
 
 def spent(work: Callable[[], object]) -> float:
     """CPU seconds."""
-    begun = time.process_time()
+    start = time.process_time()
     work()
-    return time.process_time() - begun
+    return time.process_time() - start
 
 
 def measure(count: int) -> dict[str, float]:
@@ -115,16 +115,16 @@ def measure(count: int) -> dict[str, float]:
         reader = first.inputs.reader if first.inputs else None
         state = drawn(first, count)
         kept = sum(keys.nbytes for keys in state.keys.values())
-        begun = time.process_time()
+        start = time.process_time()
         save_memory(Path(folder) / "m", config=CONFIG, state=state, base=first.fingerprint())
-        save = time.process_time() - begun
+        save = time.process_time() - start
         del state
         first.unwrap()
         parts = base()
-        begun = time.process_time()
+        start = time.process_time()
         model = WiseModel.from_pretrained(Path(folder) / "m", *parts, reader=reader)
         gc.collect()  # what was put off while it was read is part of it
-        load = time.process_time() - begun
+        load = time.process_time() - start
     model.prepare()  # which measures the base, whatever is edited
     lone = [spent(lambda edit=edit: model.edit(edit)) for edit in drawn_edits(NEW, 1 + FURTHER)]  # type: ignore[misc]
     before = model.snapshot()

@@ -69,15 +69,15 @@ def learn(store: Store, edits: Sequence[Edit]) -> tuple[float, float]:
     store.enqueue(edits)
     batch, current = store.claim(len(edits)), store.read()
     state = written(current.state if current.version else EMPTY, [ticket.edit for ticket in batch])
-    begun, cpu = time.perf_counter(), time.process_time()
+    start, start_cpu = time.perf_counter(), time.process_time()
     store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE)
-    return 1000 * (time.perf_counter() - begun), 1000 * (time.process_time() - cpu)
+    return 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - start_cpu)
 
 
 def took(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return 1000 * (time.perf_counter() - begun)
+    return 1000 * (time.perf_counter() - start)
 
 
 def synced_write(folder: Path) -> float:
@@ -133,9 +133,9 @@ def measure_journal(folder: Path, count: int) -> dict[str, Any]:
     """Milliseconds of CPU that a journal of `count` tickets costs: ten lines of its log, and checks of it."""
 
     def spent(work: Callable[[], object]) -> float:
-        begun = time.process_time()
+        start = time.process_time()
         work()
-        return 1000 * (time.process_time() - begun)
+        return 1000 * (time.process_time() - start)
 
     with Store.open(folder / "store") as store:
         for first in range(0, count, 1000):
@@ -160,12 +160,12 @@ def main() -> None:
     parser.add_argument("--edits", type=int, nargs="+", default=[100, 1000, 10_000])
     parser.add_argument("--tickets", type=int, nargs="+", default=[], help="measure journals of these instead")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
-    given = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(1)
     figures = []
-    for count in given.tickets or given.edits:
-        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
-            if given.tickets:
+    for count in args.tickets or args.edits:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            if args.tickets:
                 result = measure_journal(Path(folder), count)
             else:
                 result = measure(Path(folder), count) | {"synced_write_ms": synced_write(Path(folder))}

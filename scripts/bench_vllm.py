@@ -96,7 +96,7 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
 
     def measure(clients: int, form: str, edits: int) -> tuple[int, float]:
         prompts = reference["prompts"][form][:clients]
-        begun = time.process_time()
+        start = time.process_time()
         carried = [NOTHING_CARRIED] * clients
         if edits:
             router, state = memories[edits]
@@ -112,13 +112,13 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
             ],
             use_tqdm=False,
         )
-        said = [output.outputs[0].token_ids for output in outputs]
-        for one, ids, new in zip(carried, prompts, said, strict=True):
+        answers = [output.outputs[0].token_ids for output in outputs]
+        for one, ids, new in zip(carried, prompts, answers, strict=True):
             if one.course is not None:
                 followed = FollowedAnswer(ids, one.course)
                 for token in new:  # as they come
                     followed.add([token])
-        return sum(map(len, said)), time.process_time() - begun
+        return sum(map(len, answers)), time.process_time() - start
 
     return measure
 
@@ -153,10 +153,10 @@ def in_wise(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
         return count
 
     def measure(clients: int, form: str, _edits: int) -> tuple[int, float]:
-        begun = time.process_time()
+        start = time.process_time()
         prompts = reference["prompts"][form][:clients]
-        asked = [GenerationRequest(prompt=tuple(ids), handle=handle, max_new_tokens=tokens) for ids in prompts]
-        return asyncio.run(answers(asked)), time.process_time() - begun
+        requests = [GenerationRequest(prompt=tuple(ids), handle=handle, max_new_tokens=tokens) for ids in prompts]
+        return asyncio.run(answers(requests)), time.process_time() - start
 
     return measure
 
@@ -187,10 +187,10 @@ def in_transformers(command: str, reference: dict[str, Any], tokens: int, stack:
             return int(json.loads(answer.read())["usage"]["completion_tokens"])
 
     def measure(clients: int, form: str, _edits: int) -> tuple[int, float]:
-        begun = seconds()
+        start = seconds()
         with ThreadPoolExecutor(clients) as pool:
             counts = list(pool.map(lambda text: ask(form, text), reference["texts"][:clients]))
-        return sum(counts), seconds() - begun
+        return sum(counts), seconds() - start
 
     return measure
 
@@ -219,9 +219,9 @@ def engine(name: str, folder: Path, options: argparse.Namespace) -> None:
         answers = os.fdopen(options.answers, "w")
         print(json.dumps("ready"), file=answers, flush=True)
         for line in sys.stdin:
-            begun = time.perf_counter()
+            start = time.perf_counter()
             tokens, cpu = measure(*json.loads(line))
-            print(json.dumps([tokens / cpu, tokens / (time.perf_counter() - begun)]), file=answers, flush=True)
+            print(json.dumps([tokens / cpu, tokens / (time.perf_counter() - start)]), file=answers, flush=True)
 
 
 class EngineProcess:
@@ -244,8 +244,8 @@ class EngineProcess:
     def measure(self, clients: int, form: str, edits: int) -> list[float]:
         assert self._process.stdin is not None
         print(json.dumps([clients, form, edits]), file=self._process.stdin, flush=True)
-        found: list[float] = self._read()
-        return found
+        figures: list[float] = self._read()
+        return figures
 
     def close(self) -> None:
         assert self._process.stdin is not None
@@ -262,7 +262,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
         runs = [(ALONE, engines[ALONE], 0)]
         runs += [(f"plug-in {edits}", engines["plug-in"], edits) for edits in (0, *options.sizes)]
         runs += [(name, engines[name], 0) for name in names[2:]]
-        found: dict[str, Any] = {}
+        cells: dict[str, Any] = {}
         for form in forms:
             for clients in options.clients:
                 rounds: dict[str, list[list[float]]] = {name: [] for name, *_ in runs}
@@ -272,9 +272,9 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                         if number:  # the first round allocates
                             rounds[name].append(figures)
                 cell = {name: summary(own, rounds[ALONE]) for name, own in rounds.items()}
-                found.setdefault(form, {})[str(clients)] = cell
+                cells.setdefault(form, {})[str(clients)] = cell
                 print(f"{form}, {clients} clients: {json.dumps(cell)}", flush=True)
-    return found
+    return cells
 
 
 def summary(own: list[list[float]], alone: list[list[float]]) -> dict[str, float]:
@@ -313,10 +313,10 @@ def main() -> None:
 
         folder = Path(kept)
         prepare(folder, options.model or str(model_path()), options.encoder, options.sizes, max(options.clients))
-        found = measured(folder, options)
+        costs = measured(folder, options)
     if options.output:
         key = Path(options.model).name if options.model else "demo"
-        figures = {"rounds": options.rounds, "tokens": options.tokens, "forms": found}
+        figures = {"rounds": options.rounds, "tokens": options.tokens, "forms": costs}
         write(options.output, ["costs", key], figures)
 
 

@@ -225,19 +225,19 @@ def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path)
 
 @torch.no_grad()
 def recall(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[tuple[str, str]], context: str = ""
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]], context: str = ""
 ) -> float:
     """Share of `(prompt, answer)` generated greedily as the answer, a full stop, and the end token."""
-    asked = sorted(asked, key=lambda pair: len(pair[0]))
+    pairs = sorted(pairs, key=lambda pair: len(pair[0]))
     right = 0
-    for start in range(0, len(asked), 128):
-        chunk = asked[start : start + 128]
+    for start in range(0, len(pairs), 128):
+        chunk = pairs[start : start + 128]
         batch = tokenizer([context + prompt for prompt, _ in chunk], return_tensors="pt", padding=True)
         new = model.generate(**batch)[:, batch["input_ids"].shape[1] :]
         for row, (_, answer) in zip(new.tolist(), chunk, strict=True):
             if tokenizer.eos_token_id in row:
                 right += tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]) == f" {answer}."
-    return round(right / max(1, len(asked)), 4)
+    return round(right / max(1, len(pairs)), 4)
 
 
 def measure(out: Path, facts: Sequence[Fact], seed: int) -> dict[str, float | int]:

@@ -74,7 +74,7 @@ def holds(device: torch.device, edits: Sequence[Edit]) -> Iterator[dict[str, Any
     places: list[Any] = [device]
     if torch.cuda.device_count() > 1:
         places.append("balanced")
-    said: dict[str, list[str]] = {}
+    texts: dict[str, list[str]] = {}
     for place in places:
         for dtype, attention in attentions(device):
             row = {"device": str(place), "dtype": dtype, "attention": attention, "edits": len(edits)}
@@ -88,7 +88,7 @@ def holds(device: torch.device, edits: Sequence[Edit]) -> Iterator[dict[str, Any
             except Exception as error:  # of this precision and attention; the others are tried all the same
                 yield row | {"verified": 0, "answers_of_the_first": False, "error": f"{type(error).__name__}: {error}"}
                 continue
-            alike = answers == said.setdefault(dtype, answers)
+            alike = answers == texts.setdefault(dtype, answers)
             yield row | {"verified": report.count("verified"), "answers_of_the_first": alike}
 
 
@@ -100,9 +100,9 @@ def random_llama(shape: dict[str, int], device: torch.device) -> PreTrainedModel
 
 
 def decode_seconds(model: PreTrainedModel, prompt: Sequence[int], device: torch.device) -> float:
-    begun = synchronized(device)
+    start = synchronized(device)
     greedy(model, [list(prompt)], stops=[model.config.vocab_size - 1], max_new_tokens=TOKENS)
-    return synchronized(device) - begun
+    return synchronized(device) - start
 
 
 def costs(model: WiseModel, edits: Sequence[Edit], device: torch.device, pairs: int) -> dict[str, Any]:
@@ -110,12 +110,12 @@ def costs(model: WiseModel, edits: Sequence[Edit], device: torch.device, pairs: 
     *many, first, lone = edits
     model.prepare()
     model.edit(first)  # allocates and chooses kernels
-    begun = synchronized(device)
+    start = synchronized(device)
     report = model.edit(many)
-    at_once = (synchronized(device) - begun) / len(many)
-    begun = synchronized(device)
+    at_once = (synchronized(device) - start) / len(many)
+    start = synchronized(device)
     model.edit(lone)
-    alone = synchronized(device) - begun
+    alone = synchronized(device) - start
     prompt, ratios = model.encoder.prompt("The weather was fine, and we went for a long walk along the river."), []
     for number in range(pairs + 1):
         spent = {}
@@ -159,18 +159,18 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     edits = [record.edit for record in demo_records(args.edits + 2, seed=0)]
     shape = TINY if args.tiny else LARGE
-    held: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     figures: dict[str, Any] = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "environment": environment(device),
         "cuda": torch.version.cuda,
         "memory_bytes": torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None,
-        "holds": held,
+        "holds": rows,
         "shape": shape,
     }
     print(f"{'device':10} {'dtype':10} {'attention':18} {'verified':>10} {'as the first':>13}")
     for row in holds(device, edits[: 2 if args.tiny else HELD]):
-        held.append(row)
+        rows.append(row)
         verified, alike = f"{row['verified']} of {row['edits']}", "yes" if row["answers_of_the_first"] else "no"
         name = f"{row['device']:10} {row['dtype']:10} {row['attention']:18}"
         print(f"{name} {verified:>10} {alike:>13} {row.get('error', '')}".rstrip(), flush=True)

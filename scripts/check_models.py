@@ -43,25 +43,25 @@ def main() -> int:
     if unknown:
         raise SystemExit(f"{', '.join(sorted(unknown))}: not a type of the zoo; they are {', '.join(model_types())}")
     signal.signal(signal.SIGPROF, _out_of_time)
-    found = json.loads(args.output.read_text())["models"] if args.types and args.output.exists() else {}
+    results = json.loads(args.output.read_text())["models"] if args.types and args.output.exists() else {}
     types = args.types or model_types()
     for number, model_type in enumerate(types, 1):
-        begun = time.perf_counter()
+        start = time.perf_counter()
         signal.setitimer(signal.ITIMER_PROF, LIMIT)
         trial = attempt(model_type)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        seconds = time.perf_counter() - begun
+        seconds = time.perf_counter() - start
         line = f"{number}/{len(types)} {model_type}: {trial.outcome} {trial.reason}".rstrip()
         print(f"{line} ({seconds:.1f} s)", file=sys.stderr, flush=True)
-        found[model_type] = asdict(trial)
-        write(args.output, found)
-    counts = Counter(one["outcome"] for one in found.values())
+        results[model_type] = asdict(trial)
+        write(args.output, results)
+    counts = Counter(one["outcome"] for one in results.values())
     print(", ".join(f"{count} {outcome}" for outcome, count in counts.most_common()))
     return int(counts["failed"] > 0)
 
 
-def write(file: Path, found: dict[str, dict[str, object]]) -> None:
-    data = {"transformers": transformers.__version__, "models": dict(sorted(found.items())), "excluded": EXCLUDED}
+def write(file: Path, results: dict[str, dict[str, object]]) -> None:
+    data = {"transformers": transformers.__version__, "models": dict(sorted(results.items())), "excluded": EXCLUDED}
     write_json(file, data)
 
 

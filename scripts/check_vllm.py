@@ -107,7 +107,7 @@ def prepare(folder: Path, model: str | None, encoder: str | None, edits: int, pr
         print(f"{version} version: {len(report.failed)} of {stop - start} edits failed", file=sys.stderr)
         wrapped.save_pretrained(folder / version)
         answers[version] = wrapped.ask(texts, max_new_tokens=TOKENS)
-    said = {
+    base_answers = {
         version: [
             {
                 "text": one.text,
@@ -118,7 +118,7 @@ def prepare(folder: Path, model: str | None, encoder: str | None, edits: int, pr
         for version, own in answers.items()
     }
     reference = {"model": path, "encoder": encoder, "layer": wrapped.target_module.path, "edits": edits}
-    reference |= {"prompts": texts, "answers": said}
+    reference |= {"prompts": texts, "answers": base_answers}
     (folder / "reference.json").write_text(json.dumps(reference))
 
 
@@ -127,15 +127,15 @@ def run(folder: Path, name: str) -> dict[str, Any]:
 
     reference = json.loads((folder / "reference.json").read_text())
     wrapped = wise.wrap(*load(reference["model"]), wise.WiseConfig(encoder=reference["encoder"]))
-    begun = time.perf_counter()
+    start = time.perf_counter()
     arguments = arguments_of(name, wrapped.model.config)
     llm, runner = started(arguments, reference, wrapped)
-    start_seconds = time.perf_counter() - begun
+    start_seconds = time.perf_counter() - start
     memories = loaded(llm, folder, wrapped)
     requests = planned(reference, wrapped, memories)
-    begun = time.perf_counter()
+    start = time.perf_counter()
     outputs = generated(llm, requests, wrapped.encoder.stops, grown=name == "preempted")
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     counters = {m.name: getattr(m, "value", None) for m in llm.get_metrics()}
     return {
         "arguments": arguments,
@@ -177,13 +177,13 @@ def started(configuration: dict[str, Any], reference: dict[str, Any], wrapped: A
         "distributed_executor_backend": "uni", "disable_log_stats": False,
     }  # fmt: skip
     options = given | COMMON | configuration
-    llm = LLM(**engine_options(wrapped.wise_config, reference["layer"], record=True, given=options))
+    llm = LLM(**engine_options(wrapped.wise_config, reference["layer"], record=True, user_options=options))
     workers = llm.collective_rpc("wise_attach")
-    found = []
+    probes = []
     for probe in (False, True):
         prompt, arguments = probe_request(probe)
-        found.append(logprobs_of(llm.generate(prompt, SamplingParams(**arguments), use_tqdm=False)[0]))
-    check_probe(*found)
+        probes.append(logprobs_of(llm.generate(prompt, SamplingParams(**arguments), use_tqdm=False)[0]))
+    check_probe(*probes)
     return llm, workers[0]["runner"]
 
 
@@ -232,10 +232,10 @@ def generated(llm: Any, requests: list[tuple[str, int, Any, Any]], stops: Collec
 
 def recorded(llm: Any) -> dict[str, dict[int, str]]:
     """By request and position, the edit that a worker has added."""
-    found: dict[str, dict[int, str]] = {}
+    records: dict[str, dict[int, str]] = {}
     for rank in llm.collective_rpc("wise_recorded"):
-        found |= {request.rpartition("-")[0] or request: dict(map(tuple, own)) for request, own in rank.items()}
-    return found
+        records |= {request.rpartition("-")[0] or request: dict(map(tuple, own)) for request, own in rank.items()}
+    return records
 
 
 def compared(
@@ -253,21 +253,21 @@ def compared(
     equal = {version: dict.fromkeys(("texts", "edits", "added"), 0) for version in VERSIONS}
     unedited, differences = 0, 0
     for (version, place, question, carried), output in zip(requests, outputs, strict=True):
-        said, prompt = until_stop([*output.outputs[0].token_ids], wrapped.encoder.stops)[:TOKENS], len(question.ids)
-        routed = edits_of(carried, [*question.ids, *said], prompt, memories[version])
+        ids, prompt = until_stop([*output.outputs[0].token_ids], wrapped.encoder.stops)[:TOKENS], len(question.ids)
+        routed = edits_of(carried, [*question.ids, *ids], prompt, memories[version])
         ran = {p: edit for p, edit in routed.items() if p >= (output.num_cached_tokens or 0)}
-        own = {p: edit for p, edit in added.get(output.request_id, {}).items() if p < prompt + len(said) - 1}
-        wanted = reference["answers"][version][place]
+        own = {p: edit for p, edit in added.get(output.request_id, {}).items() if p < prompt + len(ids) - 1}
+        answer = reference["answers"][version][place]
         pairs = {
-            "texts": (wrapped.encoder.answer(said, chat=question.chat), wanted["text"]),
-            "edits": (routed, dict(map(tuple, wanted["edits"]))),
+            "texts": (wrapped.encoder.answer(ids, chat=question.chat), answer["text"]),
+            "edits": (routed, dict(map(tuple, answer["edits"]))),
             "added": (own, ran),  # a draft that lies behind the end was not kept
         }
-        for what, (found, expected) in pairs.items():
-            equal[version][what] += found == expected
-            if found != expected and (differences := differences + 1) <= MOST_SHOWN:
+        for what, (actual, expected) in pairs.items():
+            equal[version][what] += actual == expected
+            if actual != expected and (differences := differences + 1) <= MOST_SHOWN:
                 prompt_text = reference["prompts"][place]
-                print(f"{what} of {prompt_text!r}, {version}: {found}, not {expected}", file=sys.stderr)
+                print(f"{what} of {prompt_text!r}, {version}: {actual}, not {expected}", file=sys.stderr)
         unedited += version == "base" and pairs["texts"][0] == reference["answers"]["second"][place]["text"]
     return {"equal": equal, "equal_without_edits": unedited}
 

@@ -120,7 +120,7 @@ async def _ask(service: Service, record: ClientRecord, prompt: Prompt, long: boo
     body: dict[str, Any] = {"model": service.name, "stream": True, "max_tokens": 24, "temperature": 0, **prompt.field}
     if long:
         body |= {"max_tokens": LONG_TOKENS, "temperature": 1.0, "seed": seed}
-    begun = last = time.perf_counter()
+    start = last = time.perf_counter()
     first, text, version, done = True, "", -1, False
     reader, writer = await _post(service, prompt.path, body)
     async for line in reader:
@@ -139,7 +139,7 @@ async def _ask(service: Service, record: ClientRecord, prompt: Prompt, long: boo
             if prompt.chat and not piece:
                 continue  # the first part of a chat names the role, and the last one why it ends
             text += piece
-            (record.firsts if first else record.gaps).append(now - (begun if first else last))
+            (record.firsts if first else record.gaps).append(now - (start if first else last))
             first, last = False, now
             record.tokens += 1
     writer.close()
@@ -185,13 +185,13 @@ async def _phase(
 ) -> ClientRecord:
     """Clients ask for so long, and until what is to be done meanwhile is done."""
     record, stop = ClientRecord(), asyncio.Event()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     tasks = [asyncio.create_task(_client(service, record, prompts, i, stop)) for i in range(clients)]
     work = asyncio.create_task(until or asyncio.sleep(0))
-    while time.perf_counter() - begun < seconds or not work.done():
+    while time.perf_counter() - start < seconds or not work.done():
         await asyncio.sleep(min(SAMPLED, seconds))
         memory.append(await asyncio.to_thread(service.memory))
-    record.seconds = time.perf_counter() - begun
+    record.seconds = time.perf_counter() - start
     stop.set()
     await asyncio.gather(*tasks)
     await work
@@ -207,9 +207,9 @@ async def preview_repeatedly(
         edit = _edit(fact, wordings(fact, chat)[1], seed=1 + turn)  # one that is live already would be refused
         try:
             reader, writer = await _post(service, "/v1/edits/preview", {"edit": edit, "prompts": [edit["prompt"]]})
-            found = json.loads(await reader.read())
+            answer = json.loads(await reader.read())
             writer.close()
-            previews["made" if found["outcome"]["status"] == "verified" else f"not {found['outcome']['status']}"] += 1
+            previews["made" if answer["outcome"]["status"] == "verified" else f"not {answer['outcome']['status']}"] += 1
         except OSError as error:
             if str(error).startswith("429"):
                 previews["queue full"] += 1
@@ -220,13 +220,13 @@ async def preview_repeatedly(
 
 async def _edited(service: Service, facts: list[Fact], chat: bool, limit: float) -> None:
     """Hands in, batch after batch, and waits until each is live or has failed."""
-    begun = time.monotonic()
+    started_at = time.monotonic()
     for start in range(0, len(facts), BATCH):
         edits = [_edit(fact, wordings(fact, chat)[0]) for fact in facts[start : start + BATCH]]
         _, writer = await _post(service, "/v1/edits", {"edits": edits})
         writer.close()
         await asyncio.sleep(0.2)
-    while time.monotonic() - begun < limit:
+    while time.monotonic() - started_at < limit:
         left = await asyncio.to_thread(
             lambda: [len(service.fetch(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
         )

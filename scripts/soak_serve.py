@@ -123,9 +123,9 @@ class Soak:
 
     def _timed(self, name: str, ask: Callable[[], object]) -> None:
         """Keeps the longest that what succeeded took."""
-        begun = time.monotonic()
+        start = time.monotonic()
         ask()
-        self.slowest[name] = max(self.slowest.get(name, 0.0), time.monotonic() - begun)
+        self.slowest[name] = max(self.slowest.get(name, 0.0), time.monotonic() - start)
 
     def _edit(self) -> None:
         edit = next(self.edits)
@@ -138,12 +138,12 @@ class Soak:
 
     def _new_edits(self) -> Iterator[dict[str, str]]:
         """No edit twice: a repeated one would be refused while the first is queued, and be counted as taken twice."""
-        given = set()
+        subjects = set()
         while True:
             fact = self.random.choice(self.facts)
             target = counterfactual(fact, seed=self.random.randrange(1000))
-            if (fact, target) not in given:
-                given.add((fact, target))
+            if (fact, target) not in subjects:
+                subjects.add((fact, target))
                 yield {"prompt": train_prompts(fact)[0], "target": target, "subject": fact.subject}
 
     def _delete(self) -> None:
@@ -205,9 +205,9 @@ class Soak:
             time.sleep(1)
             tickets = self.service.tickets()
         counts = Counter(ticket["id"] for ticket in tickets)
-        found = {ticket["id"]: ticket for ticket in tickets}
-        lost = [edit for edit, ticket in self.acknowledged.items() if found.get(edit, {}).get("ticket") != ticket]
-        revived = [edit for edit in self.deleted if found.get(edit, {}).get("status") == "live"]
+        by_id = {ticket["id"]: ticket for ticket in tickets}
+        lost = [edit for edit, ticket in self.acknowledged.items() if by_id.get(edit, {}).get("ticket") != ticket]
+        revived = [edit for edit in self.deleted if by_id.get(edit, {}).get("status") == "live"]
         self.service.end()
         checked = subprocess.run(
             [sys.executable, "-m", "wise", "store", "check", str(self.store)], capture_output=True, text=True
@@ -244,12 +244,12 @@ def _text(error: Exception) -> str:
 
 def _fake_clock(file: Path) -> dict[str, str]:
     """What makes a process read the clock from a file; empty where libfaketime is not installed."""
-    found = sorted(Path("/").glob(LIBRARIES[1:]))
-    if not found:
+    libraries = sorted(Path("/").glob(LIBRARIES[1:]))
+    if not libraries:
         return {}
     file.write_text("+0")
     return {
-        "LD_PRELOAD": str(found[0]),
+        "LD_PRELOAD": str(libraries[0]),
         "FAKETIME_TIMESTAMP_FILE": str(file),
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",

@@ -92,9 +92,9 @@ def reseal(
 ) -> None:
     """Changes the manifest and the tensors of a saved memory, and makes all its digests fit again."""
     if tensors is not None:
-        held = load_file(folder / TENSORS_FILE)
-        tensors(held)
-        save_file(held, folder / TENSORS_FILE, metadata={"format": FORMAT})
+        stored = load_file(folder / TENSORS_FILE)
+        tensors(stored)
+        save_file(stored, folder / TENSORS_FILE, metadata={"format": FORMAT})
 
     def changed(manifest: dict[str, Any]) -> None:
         for name in manifest["files"]:
@@ -122,7 +122,7 @@ def digest(state: MemoryState) -> str:
 # -- the process that is killed -----------------------------------------------------------------
 
 
-def work(folder: Path | str, pipe: int, known: dict[int, str], seed: int) -> None:
+def work(folder: Path | str, pipe: int, digests: dict[int, str], seed: int) -> None:
     """Works on the store until it is killed."""
     rng = random.Random(seed)
 
@@ -133,10 +133,10 @@ def work(folder: Path | str, pipe: int, known: dict[int, str], seed: int) -> Non
     report(opened=True)
     steps = (ask, ask, commit, commit, commit, delete, rollback, collect, look)
     while True:
-        rng.choice(steps)(store, rng, known, report)
+        rng.choice(steps)(store, rng, digests, report)
 
 
-def ask(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def ask(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     edits = []
     for _ in range(rng.randint(1, 4)):
         name = f"{rng.getrandbits(64):x}"
@@ -145,7 +145,7 @@ def ask(store: Store, rng: random.Random, known: dict[int, str], report: Any) ->
     report(acknowledged=[[ticket.number, ticket.edit.to_dict()] for ticket in tickets])
 
 
-def commit(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def commit(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     batch = store.claim(rng.randint(1, 8))
     if not batch:
         return
@@ -158,40 +158,40 @@ def commit(store: Store, rng: random.Random, known: dict[int, str], report: Any)
     outcomes = {edit.id: {"answer": edit.target} for edit in good}
     version = store.commit(batch, state, parent=current.version, config=CONFIG, base=BASE, outcomes=outcomes)
     if good or dropped:
-        known[version.number] = digest(state)
+        digests[version.number] = digest(state)
         report(done=version.number)
 
 
-def delete(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def delete(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     current = store.read()
     if not current.state.edits:
         return
-    gone = rng.sample(current.state.edit_ids, 1)
-    state = current.state.without(gone)
+    removed = rng.sample(current.state.edit_ids, 1)
+    state = current.state.without(removed)
     report(intended=[current.version + 1, digest(state)])
-    known[store.delete(gone).number] = digest(state)
+    digests[store.delete(removed).number] = digest(state)
     report(done=current.version + 1)
 
 
-def rollback(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def rollback(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     left = [version.number for version in store.journal.versions() if not version.collected]
     if not left or rng.random() < 0.5:
         return
     target = rng.choice(left)
-    report(intended=[left[-1] + 1, known[target]])
-    known[store.rollback(target).number] = known[target]
+    report(intended=[left[-1] + 1, digests[target]])
+    digests[store.rollback(target).number] = digests[target]
     report(done=left[-1] + 1)
 
 
-def collect(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def collect(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     store.gc(keep=rng.randint(3, 12))
 
 
-def look(store: Store, rng: random.Random, known: dict[int, str], report: Any) -> None:
+def look(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
     left = [version.number for version in store.journal.versions() if not version.collected]
     for number in rng.sample(left, min(2, len(left))):
         store._latest = type(store._latest)(version=0)  # nothing from memory: as another process would read it
-        if digest(store.read(number).state) != known[number]:
+        if digest(store.read(number).state) != digests[number]:
             report(wrong=number)
 
 
@@ -215,8 +215,8 @@ class Reports:
         for number, edit in fields.get("acknowledged", ()):
             self.acknowledged[number] = edit
         if "intended" in fields:
-            number, wanted = fields["intended"]
-            self.versions[number] = wanted
+            number, intended = fields["intended"]
+            self.versions[number] = intended
         self.reported = max(self.reported, fields.get("done", 0))
         self.wrong += "wrong" in fields
 
@@ -302,10 +302,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made")
     args = parser.parse_args()
-    begun = time.perf_counter()
+    start = time.perf_counter()
     torch.set_num_threads(1)
     result = soak(args.kills, seed=args.seed, parent=args.folder)
-    sys.stdout.write(json.dumps(result | {"seconds": round(time.perf_counter() - begun, 1)}) + "\n")
+    sys.stdout.write(json.dumps(result | {"seconds": round(time.perf_counter() - start, 1)}) + "\n")
     sys.exit(1 if result["lost"] or result["wrong"] or result["otherwise"] or result["problems"] else 0)
 
 

@@ -183,21 +183,21 @@ class _Trial:
     @classmethod
     def of(cls, model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> _Trial:
         """Block `layer` in a forward pass of the model, which ends there."""
-        given: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+        calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
         def take(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            given.append((args, kwargs))
+            calls.append((args, kwargs))
             raise _Reached
 
         with suppress(_Reached), hooked([(blocks[layer], take)], before=True, named=True):
             _run(model)
-        if not given:
+        if not calls:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
         known = getattr(model.config.get_text_config(), "hidden_size", None)
         width = int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
-        return cls(blocks[layer], width, *given[0])
+        return cls(blocks[layer], width, *calls[0])
 
     @torch.no_grad()
     def run(self) -> Tensor:
@@ -213,11 +213,11 @@ class _Trial:
 
     def _recorder(self, path: str, several: set[str]) -> Callable[..., None]:
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            given, tensor = activation_of(args, kwargs), first_tensor(output)
+            activation, tensor = activation_of(args, kwargs), first_tensor(output)
             if path in self.calls:
                 several.add(path)
-            if given is not None and tensor is not None and tensor.is_floating_point():
-                self.calls[path] = _Call(args, kwargs, given.shape[-1], tensor.detach().clone())
+            if activation is not None and tensor is not None and tensor.is_floating_point():
+                self.calls[path] = _Call(args, kwargs, activation.shape[-1], tensor.detach().clone())
 
         return record
 
@@ -349,9 +349,9 @@ def _inputs(module: nn.Module) -> int | None:
     """f of a linear layer, `nn.Linear` and its kin or transformers' Conv1D; None for any other module."""
     for inner in ("base_module", "base_layer"):  # of a wrapped layer; of one of peft's, or of another editor's
         module = getattr(module, inner, module)
-    found = getattr(module, "in_features", getattr(module, "nx", None))
+    width = getattr(module, "in_features", getattr(module, "nx", None))
     weight = hasattr(module, "weight") or hasattr(module, "qweight")  # as GPTQ and AWQ pack it
-    return found if isinstance(found, int) and weight else None
+    return width if isinstance(width, int) and weight else None
 
 
 def _candidates(model: PreTrainedModel) -> str:

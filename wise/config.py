@@ -64,10 +64,10 @@ class WiseConfig:
     """Of all that is drawn at random. The same edits, seed and machine make the same memory, bit for bit."""
 
     def __post_init__(self) -> None:
-        for name, check, wanted in _CHECKS:
+        for name, check, expectation in _CHECKS:
             value = getattr(self, name)
             if not check(value):
-                raise ConfigError(f"{name}={shortened(value)}: expected {wanted}")
+                raise ConfigError(f"{name}={shortened(value)}: expected {expectation}")
 
     def to_dict(self) -> dict[str, Any]:
         """The settings with `schema_version`, ready for JSON."""

@@ -105,10 +105,10 @@ class Edit:
         if self.aliases and self.subject is None:
             raise EditError("field 'aliases': other names were given and no 'subject' that they are names of; add it")
         if self.subject is not None:
-            self._set("subject", self._written(self.subject.strip()))
+            self._set("subject", self._as_in_prompt(self.subject.strip()))
         self._check_time()
-        asked = (self.prompt, *(message.content for message in self.messages[-1:]), *self.paraphrases)
-        _check_apart("locality", self.locality, asked, "asks for the edited fact")
+        texts = (self.prompt, *(message.content for message in self.messages[-1:]), *self.paraphrases)
+        _check_apart("locality", self.locality, texts, "asks for the edited fact")
         if self.id == "":
             self._set("id", content_id(self))
         checked_text("id", self.id)
@@ -125,10 +125,10 @@ class Edit:
             if getattr(self, name) is not None:
                 checked_text(name, getattr(self, name))
 
-    def _written(self, subject: str) -> str:
-        written = as_written(subject, self.prompt)
-        if written is not None:
-            return written
+    def _as_in_prompt(self, subject: str) -> str:
+        spelling = as_written(subject, self.prompt)
+        if spelling is not None:
+            return spelling
         start = self.prompt.casefold().find(subject.casefold())
         like = self.prompt[start : start + len(subject)]
         hint = f"did you mean {like!r}?" if start >= 0 else "write it as the prompt does, or leave it out"
@@ -138,15 +138,15 @@ class Edit:
         try:
             _ = self.time and datetime.fromisoformat(self.time)
         except ValueError:
-            wanted = "an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"
-            raise EditError(f"field 'time': {self.time!r} was given, {wanted}") from None
+            expectation = "an ISO 8601 time was expected, such as 2025-01-31T12:00:00+00:00"
+            raise EditError(f"field 'time': {self.time!r} was given, {expectation}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The edit as JSON values, without empty optional fields."""
-        found = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
-        lists = {name: list(value) for name, value in found.items() if isinstance(value, tuple)}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        lists = {name: list(value) for name, value in values.items() if isinstance(value, tuple)}
         messages = {"messages": [message._asdict() for message in self.messages]} if self.messages else {}
-        return found | lists | messages
+        return values | lists | messages
 
     @classmethod
     def from_text(cls, statement: str, **fields_: Any) -> Edit:
@@ -157,13 +157,13 @@ class Edit:
         """
         text = checked_text("statement", statement).strip()
         body = text.rstrip(".!").rstrip()
-        found = [m for m in _VERB.finditer(body) if body[m.end() :].strip()]
-        if not found or text.endswith("?"):
+        verbs = [m for m in _VERB.finditer(body) if body[m.end() :].strip()]
+        if not verbs or text.endswith("?"):
             raise EditError(
                 f"field 'statement': in {shortened(text)} no verb was found behind which a target stands, as in "
                 "'The capital of France is Lyon.'; give prompt and target instead"
             )
-        return cls(prompt=body[: found[0].end()].strip(), target=body[found[0].end() :].strip(), **fields_)
+        return cls(prompt=body[: verbs[0].end()].strip(), target=body[verbs[0].end() :].strip(), **fields_)
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Edit:
@@ -227,19 +227,19 @@ class Record:
         if self.group != "":
             checked_text("test.group", self.group)
         self._check_probes()
-        asked = (self.edit.prompt, *self.edit.paraphrases)
-        _check_apart("test.paraphrases", self.paraphrases, asked, "may be used for fitting")
-        _check_apart("test.free_paraphrases", self.free_paraphrases, asked, "may be used for fitting")
+        prompts = (self.edit.prompt, *self.edit.paraphrases)
+        _check_apart("test.paraphrases", self.paraphrases, prompts, "may be used for fitting")
+        _check_apart("test.free_paraphrases", self.free_paraphrases, prompts, "may be used for fitting")
         _check_apart("test.neighbours", self.neighbours, self.edit.locality, "may be used for fitting")
-        asked = (*asked, *self.paraphrases, *self.free_paraphrases)
-        _check_apart("test.neighbours", self.neighbours, asked, "asks for the edited fact")
+        prompts = (*prompts, *self.paraphrases, *self.free_paraphrases)
+        _check_apart("test.neighbours", self.neighbours, prompts, "asks for the edited fact")
 
     def _check_probes(self) -> None:
         object.__setattr__(self, "probes", checked_list("test.probes", self.probes, "probes", Probe))
         fitted = {self.edit.prompt, *self.edit.paraphrases, *self.edit.locality}
         for place, probe in enumerate(self.probes):
-            asked = () if probe.kind in ASKS_THE_EDIT else [q.prompt for q in probe.queries if q.prompt in fitted]
-            for prompt in asked:
+            repeated = () if probe.kind in ASKS_THE_EDIT else [q.prompt for q in probe.queries if q.prompt in fitted]
+            for prompt in repeated:
                 raise EditError(
                     f"field 'test.probes[{place}]': a probe of {probe.kind} asks {shortened(prompt)}, which may be "
                     "used for fitting; keep it in one place only"
@@ -305,7 +305,7 @@ def check_one_namespace(edits: Iterable[Edit]) -> None:
 
 def checked_messages(value: object) -> tuple[Message, ...]:
     """A conversation that ends with the user's question, or an empty one. Raises EditError."""
-    found = []
+    parsed = []
     for place, message in enumerate(checked_list("messages", value, "messages")):
         fields_ = message._asdict() if isinstance(message, Message) else message
         if not isinstance(fields_, Mapping) or set(fields_) != {"role", "content"} or fields_["role"] not in ROLES:
@@ -313,16 +313,16 @@ def checked_messages(value: object) -> tuple[Message, ...]:
                 f"field 'messages[{place}]': {given(message)} was given, an object with 'role' (one of "
                 f"{', '.join(ROLES)}) and 'content' was expected"
             )
-        found.append(Message(fields_["role"], checked_text(f"messages[{place}].content", fields_["content"])))
-    if found and found[-1].role != "user":
-        raise EditError(f"field 'messages': the last one is of {found[-1].role!r}; it must be the user's question")
-    return tuple(found)
+        parsed.append(Message(fields_["role"], checked_text(f"messages[{place}].content", fields_["content"])))
+    if parsed and parsed[-1].role != "user":
+        raise EditError(f"field 'messages': the last one is of {parsed[-1].role!r}; it must be the user's question")
+    return tuple(parsed)
 
 
 def content_id(edit: Edit) -> str:
     """The first 16 hex digits of SHA-256 over what the edit asks for; where and by whom does not count."""
-    asked = [edit.prompt, edit.target, edit.subject, edit.namespace]
-    content = json.dumps(asked + [edit.messages] if edit.messages else asked)
+    identity = [edit.prompt, edit.target, edit.subject, edit.namespace]
+    content = json.dumps(identity + [edit.messages] if edit.messages else identity)
     return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
@@ -344,8 +344,8 @@ def check_lengths(edit: Edit, count_tokens: Callable[[str], int], context: int, 
     count_tokens: of a text, special tokens counted as the model will see them. reserve: tokens kept free, for what ends
     a target or goes before a prompt.
     """
-    asked = {"the prompt": edit.prompt} | {f"paraphrases[{i}]": text for i, text in enumerate(edit.paraphrases)}
-    whole = {f"field 'target': with {name} it": f"{text} {edit.target}" for name, text in asked.items()}
+    texts = {"the prompt": edit.prompt} | {f"paraphrases[{i}]": text for i, text in enumerate(edit.paraphrases)}
+    whole = {f"field 'target': with {name} it": f"{text} {edit.target}" for name, text in texts.items()}
     whole |= {f"field 'locality[{i}]': it": text for i, text in enumerate(edit.locality)}
     for subject, text in whole.items():
         tokens = count_tokens(text)

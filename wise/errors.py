@@ -73,14 +73,14 @@ class ConflictError(StoreError):
     """The store is well, and what was asked for does not fit what it holds by now: asking again will not help."""
 
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence naming the nearest known words, or all of them where none is near.
 
     >>> did_you_mean("tie", ["ties", "linear"])
     "did you mean 'ties'?"
     """
     known = sorted(known)
-    near = get_close_matches(given, known, n=1)
+    near = get_close_matches(name, known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
 
 
@@ -166,11 +166,11 @@ def within(name: str) -> Iterator[None]:
 
 def parsed_list(name: str, value: object, what: str, parse: Callable[[Any], Parsed]) -> tuple[Parsed, ...]:
     """A list, each item parsed. Raises EditError, naming the place before what `parse` refuses."""
-    found = []
+    parsed = []
     for place, item in enumerate(checked_list(name, value, what)):
         with within(f"{name}[{place}]"):
-            found.append(parse(item))
-    return tuple(found)
+            parsed.append(parse(item))
+    return tuple(parsed)
 
 
 def given(value: object) -> str:
@@ -186,8 +186,8 @@ def missing(name: str, mapping: Mapping[str, Any]) -> EditError:
 
 def listed(names: Iterable[str]) -> str:
     """Names in a message: in order, the first of many, long ones cut."""
-    found = sorted(name[:80] if name.isprintable() else ascii(name[:80]) for name in map(str, names))
-    return ", ".join(found[:20]) + (f" and {len(found) - 20} more" if len(found) > 20 else "") or "none"
+    printable = sorted(name[:80] if name.isprintable() else ascii(name[:80]) for name in map(str, names))
+    return ", ".join(printable[:20]) + (f" and {len(printable) - 20} more" if len(printable) > 20 else "") or "none"
 
 
 def check_fields(name: str, value: object, known: Sequence[str], needed: Sequence[str] = (), prefix: str = "") -> None:

@@ -234,8 +234,8 @@ class _RowRouter:
         return self._claim(key, float(near.evidence[token, key]), self._slots[self.state.key_owners[key]])
 
     def _claim(self, key: int, evidence: float, slot: int) -> Claim:
-        held = self.state.slots[slot].edit_ids
-        edit = self.state.key_owners[key] if key >= 0 else held[0] if self.near is None and not self.whole else None
+        edit_ids = self.state.slots[slot].edit_ids
+        edit = self.state.key_owners[key] if key >= 0 else edit_ids[0] if self.near is None and not self.whole else None
         return Claim(edit=edit, slot=slot, evidence=evidence)
 
     def _keys_of(self, edits: set[str | None]) -> Tensor:
@@ -267,37 +267,38 @@ def read_rows(model: PreTrainedModel, layer: SideMemoryLayer, rows: Sequence[Seq
     return activation
 
 
-def prompt_ids(args: Sequence[Any], given: Mapping[str, Any]) -> Tensor:
+def prompt_ids(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The ids `[batch, seq]` that `generate` was given. Raises ConfigError where it was given none."""
-    ids = args[0] if args else given.get("inputs", given.get("input_ids"))
-    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.shape[1] or given.get("inputs_embeds") is not None:
+    ids = args[0] if args else kwargs.get("inputs", kwargs.get("input_ids"))
+    if not isinstance(ids, Tensor) or ids.ndim != 2 or not ids.shape[1] or kwargs.get("inputs_embeds") is not None:
         raise ConfigError(
             "return_routes=True needs the ids of the prompts, as input_ids of shape [batch, seq]; "
-            f"{'inputs_embeds were' if given.get('inputs_embeds') is not None else type(ids).__name__ + ' was'} given"
+            f"{type(ids).__name__ + ' was' if kwargs.get('inputs_embeds') is None else 'inputs_embeds were'} given"
         )
     return ids
 
 
-def generated_ids(model: PreTrainedModel, ids: Tensor, given: Mapping[str, Any], output: Any) -> list[GeneratedIds]:
+def generated_ids(model: PreTrainedModel, ids: Tensor, kwargs: Mapping[str, Any], output: Any) -> list[GeneratedIds]:
     """One text for each sequence of `output`, beams and repeated prompts apart.
 
-    ids: `[batch, seq]` of the prompts. given: what else `generate` was given.
+    ids: `[batch, seq]` of the prompts. kwargs: what else `generate` was given.
     """
     sequences: Tensor = output if isinstance(output, Tensor) else output.sequences
-    stops, pad = _ids(model, given, "eos_token_id"), _ids(model, given, "pad_token_id")
-    mask = _mask(ids, given.get("attention_mask"), stops, pad)
+    stops, pad = _ids(model, kwargs, "eos_token_id"), _ids(model, kwargs, "pad_token_id")
+    mask = _mask(ids, kwargs.get("attention_mask"), stops, pad)
     several = len(sequences) // len(ids)  # rows of one prompt stand together
-    by_words = given.get("stop_strings") or given.get("stopping_criteria") or _setting(model, given, "stop_strings")
+    stop_strings = kwargs.get("stop_strings") or _setting(model, kwargs, "stop_strings")
+    by_words = stop_strings or kwargs.get("stopping_criteria")
     texts = []
     for row, sequence in enumerate(sequences.tolist()):
         prompt = mask[row // several].nonzero()[:, 0].tolist()
-        new = _ended(sequence[ids.shape[1] :], stops, pad if by_words else set())
+        new = _cut_at_stop(sequence[ids.shape[1] :], stops, pad if by_words else set())
         places = (*prompt, *range(ids.shape[1], ids.shape[1] + len(new)))
         texts.append(GeneratedIds(ids=tuple(sequence[i] for i in places), columns=places, prompt_tokens=len(prompt)))
     return texts
 
 
-def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
+def _cut_at_stop(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
     """A row up to its stop. A row without a stop loses its trailing pads, if rows may end in another way."""
     ended = until_stop(new, stops)
     while ended and ended[-1] in pads and ended[-1] not in stops:
@@ -305,24 +306,24 @@ def _ended(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
     return ended
 
 
-def _mask(ids: Tensor, given: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
+def _mask(ids: Tensor, mask: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
     """`[batch, seq]` bool: the tokens that are no pads. Without a given mask, as transformers guesses it."""
-    if given is not None:
-        return given.bool().cpu()
+    if mask is not None:
+        return mask.bool().cpu()
     if not pad or pad & stops:
         return torch.ones(ids.shape, dtype=torch.bool)
     return ~torch.isin(ids.cpu(), torch.tensor(sorted(pad)))
 
 
-def _ids(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> set[int]:
-    value = _setting(model, given, name)
+def _ids(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> set[int]:
+    value = _setting(model, kwargs, name)
     if value is None:
         return set()
     return {int(value)} if isinstance(value, int) else {int(one) for one in torch.as_tensor(value).flatten().tolist()}
 
 
-def _setting(model: PreTrainedModel, given: Mapping[str, Any], name: str) -> Any:
-    if given.get(name) is not None:
-        return given[name]
-    own: Any = getattr(given.get("generation_config"), name, None)
+def _setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
+    if kwargs.get(name) is not None:
+        return kwargs[name]
+    own: Any = getattr(kwargs.get("generation_config"), name, None)
     return own if own is not None else getattr(model.generation_config, name, None)

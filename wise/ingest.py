@@ -160,10 +160,10 @@ class Ingestion:
         kept = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
         requests = [EditRequest(edit=record.edit, **kept) for record in records]
-        wanted = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
-        if wanted:
-            self._store.enqueue(wanted, key=key)
-        return "taken" if wanted else "known" if requests else "skipped"
+        new_requests = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
+        if new_requests:
+            self._store.enqueue(new_requests, key=key)
+        return "taken" if new_requests else "known" if requests else "skipped"
 
     def _is_latest(self, request: EditRequest) -> bool:
         """Whether the latest edit on its question that is queued, in training or live is the same in all but its id.

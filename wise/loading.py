@@ -72,9 +72,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         for name, known in (("dtype", DTYPES), ("quantization", QUANTIZATIONS)):
-            given = getattr(self, name)
-            if given is not None and given not in known:
-                raise ConfigError(f"--{name} {given}: expected one of {', '.join(known)}")
+            value = getattr(self, name)
+            if value is not None and value not in known:
+                raise ConfigError(f"--{name} {value}: expected one of {', '.join(known)}")
         if self.device is not None and self.device_map is not None:
             raise ConfigError(
                 f"--device {self.device} and --device-map {self.device_map}: give one of the two; a map names devices"
@@ -88,15 +88,15 @@ class Placement:
         if self.device_map is None or self.device_map in DEVICE_MAPS:
             return self.device_map
         try:
-            found = json.loads(self.device_map)
+            parsed = json.loads(self.device_map)
         except json.JSONDecodeError:
-            found = None
-        if not isinstance(found, dict) or not found or not all(isinstance(v, int | str) for v in found.values()):
+            parsed = None
+        if not isinstance(parsed, dict) or not parsed or not all(isinstance(v, int | str) for v in parsed.values()):
             raise ConfigError(
                 f"--device-map {self.device_map}: expected one of {', '.join(DEVICE_MAPS)}, or a JSON object of "
                 'modules and their devices, such as {"": "cuda:0"}'
             )
-        return found
+        return parsed
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of `from_pretrained`. Raises ConfigError for a device that is not there."""
@@ -107,12 +107,12 @@ class Placement:
         for device in named:
             if device != "disk":
                 check_device(f"cuda:{device}" if isinstance(device, int) else device)
-        given = {
+        arguments = {
             "dtype": None if self.dtype is None else getattr(torch, self.dtype),
             "device_map": self.device if placed is None else placed,
             "quantization_config": self._quantization(),
         }
-        return {name: value for name, value in given.items() if value is not None}
+        return {name: value for name, value in arguments.items() if value is not None}
 
     def _quantization(self) -> Any:
         from transformers import BitsAndBytesConfig, TorchAoConfig

@@ -137,9 +137,9 @@ class WiseModel(nn.Module):
         """With the base that it measured."""
         self._lock = threading.RLock()  # held by the thread that edits
         self._lock_of_memory = threading.Lock()  # held while the memory in the layer is swapped
-        self._own: tuple[SideMemory | None] = (None,)
+        self._default_memory: tuple[SideMemory | None] = (None,)
         """The memory that stands in the layer where no `serving` has put another there."""
-        self._others: dict[object, SideMemory | None] = {}
+        self._serving_memories: dict[object, SideMemory | None] = {}
         """Those that blocks of `serving` have put there, by a token of each block, the latest last."""
         self._workers: Workers | None = None
         self.precision_report: PrecisionReport | None = None
@@ -238,8 +238,8 @@ class WiseModel(nn.Module):
     @property
     def trainer(self) -> Trainer:
         """Built at the first edit, since it measures the base, and again when the model was moved, cast or trained."""
-        found = self._trainer
-        if found is None or not self._is_current(*found):
+        trainer = self._trainer
+        if trainer is None or not self._is_current(*trainer):
             with self.evaluating(), self._serving_copy(MemoryState()) as model:
                 base = self._watch.state()
                 built = build_trainer(
@@ -247,8 +247,8 @@ class WiseModel(nn.Module):
                 )
                 if self._workers is not None and isinstance(built.writer, AnswerWriter):
                     built = replace(built, writer=SharedWriter(built.writer, self._workers, traits_of(self)))
-                self._trainer = found = built, base
-        return found[0]
+                self._trainer = trainer = built, base
+        return trainer[0]
 
     def use_workers(self, workers: Workers | None) -> None:
         """Has other processes fit the edits from now on (`hybrid`), with the same result; None: this one does.
@@ -267,9 +267,9 @@ class WiseModel(nn.Module):
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the base and the layer of the side memory."""
-        found = fingerprint(self.model, self._target_module)
-        name, revision = self._source or (found.name, found.revision)
-        return replace(found, name=name, revision=revision)
+        made = fingerprint(self.model, self._target_module)
+        name, revision = self._source or (made.name, made.revision)
+        return replace(made, name=name, revision=revision)
 
     # -- editing -----------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class WiseModel(nn.Module):
         Raises EditError, with nothing changed, for an id that is not live, or where the model was unwrapped.
         """
         self._check_wrapped()
-        begun, cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = time.perf_counter(), time.process_time()
         with self._lock:
             several = _listed(edit_ids, str | Edit)
             deleted = self.state.live(each.id if isinstance(each, Edit) else each for each in several)
@@ -349,7 +349,7 @@ class WiseModel(nn.Module):
                     state, dropped = self.trainer.delete(self.state, deleted, serve=self._serving_copy)
             self._serve(state, self._watch.verified)
         rewritten = tuple(i for i in sharing if i not in dropped)
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         return DeleteReport(
             deleted=deleted, rewritten=rewritten, dropped=dropped, seconds=seconds, cpu_seconds=cpu_seconds
         )
@@ -400,7 +400,7 @@ class WiseModel(nn.Module):
 
         progress: called with how many edits are done, and of how many.
         """
-        begun, count = time.perf_counter(), len(state.edits)
+        start, count = time.perf_counter(), len(state.edits)
 
         def report_share(share: float) -> None:
             if progress is not None:
@@ -409,7 +409,7 @@ class WiseModel(nn.Module):
         with self.evaluating():
             verdicts = self.trainer.verifier.ask(state, state.edits, self.serving, report_share)
         lost = {edit_id: verdict.answer for edit_id, verdict in verdicts.items() if not verdict.right}
-        made, served, seconds = made_for.precision, self.fingerprint().precision, time.perf_counter() - begun
+        made, served, seconds = made_for.precision, self.fingerprint().precision, time.perf_counter() - start
         report = PrecisionReport(made_in=made, served_in=served, edits=count, lost=lost, seconds=seconds)
         logger.log(logging.WARNING if report.lost else logging.INFO, "%s", report)
         return report
@@ -515,19 +515,19 @@ class WiseModel(nn.Module):
 
         def restore() -> None:
             with self._lock_of_memory:
-                self._others.pop(block, None)
+                self._serving_memories.pop(block, None)
                 self._put_memory()
 
         with self._lock_of_memory:
-            self._own = self._own if self._others else (self.layer.memory,)
+            self._default_memory = self._default_memory if self._serving_memories else (self.layer.memory,)
         with modules.restoring(restore):
             with self._lock_of_memory:
-                self._others[block] = memory
+                self._serving_memories[block] = memory
                 self._put_memory()
             yield self.model
 
     def _put_memory(self) -> None:
-        self.layer.memory = next(reversed(self._others.values()), self._own[0])
+        self.layer.memory = next(reversed(self._serving_memories.values()), self._default_memory[0])
 
     @contextmanager
     def _serving_copy(self, state: MemoryState) -> Iterator[PreTrainedModel]:
@@ -544,7 +544,7 @@ class WiseModel(nn.Module):
 
         def put() -> None:
             with self._lock_of_memory:
-                self._own, self.state = (memory,), state
+                self._default_memory, self.state = (memory,), state
                 self._put_memory()
             self._watch.verified = base if state.edits else None
 
@@ -556,9 +556,9 @@ class WiseModel(nn.Module):
         Raises ArtifactError where its keys were made by another relation reader.
         """
         if self.inputs is not None and state.edits and state.key_space != self.inputs.reader.key_space:
-            found = getattr(state.key_space, "reader", "none")
+            reader = getattr(state.key_space, "reader", "none")
             raise ArtifactError(
-                f"the keys of this memory were made by the relation reader {found!r} and this model has "
+                f"the keys of this memory were made by the relation reader {reader!r} and this model has "
                 f"{self.inputs.reader.name!r}: wrap with that reader, or make the edits anew"
             )
         self._source = base.name, base.revision
@@ -566,13 +566,13 @@ class WiseModel(nn.Module):
 
     def _assembled(self, state: MemoryState) -> Any:
         """The memory of a state. The one that an edit was verified with is served afterwards, not built again."""
-        wanted, latest = (state, self.layer.device(), self.model.dtype), self._latest  # other threads set it, too
-        if latest is not None and latest[:3] == wanted:
+        parts, latest = (state, self.layer.device(), self.model.dtype), self._latest  # other threads set it, too
+        if latest is not None and latest[:3] == parts:
             return latest[3]
-        memory = assemble(state, self.wise_config, inputs=self.inputs, device=wanted[1], dtype=wanted[2])
+        memory = assemble(state, self.wise_config, inputs=self.inputs, device=parts[1], dtype=parts[2])
         if memory is not None:
             memory.state = state  # what is served is swapped in with it
-        self._latest = *wanted, memory
+        self._latest = *parts, memory
         return memory
 
     def evaluating(self) -> AbstractContextManager[None]:
@@ -586,8 +586,8 @@ class WiseModel(nn.Module):
     from_pretrained = classmethod(saving.from_pretrained)
 
 
-def _listed(given: Any, single: Any) -> Iterable[Any]:
-    return [given] if isinstance(given, single) or not isinstance(given, Iterable) else given
+def _listed(several: Any, single: Any) -> Iterable[Any]:
+    return [several] if isinstance(several, single) or not isinstance(several, Iterable) else several
 
 
 def wrap(

@@ -65,9 +65,9 @@ def check_settings(model: WiseModel, snapshot: Snapshot, place: str) -> None:
     if snapshot.config is not None and snapshot.config.mode != mode:
         raise StoreError(f"{place} is of mode {snapshot.config.mode!r} and this serves {mode!r}: start it anew")
     if model.inputs is not None and snapshot.state.edits and snapshot.state.key_space != model.inputs.reader.key_space:
-        found = getattr(snapshot.state.key_space, "reader", "none")
+        reader = getattr(snapshot.state.key_space, "reader", "none")
         raise StoreError(
-            f"{place}: the keys of its edits were made by the relation reader {found!r} and this is "
+            f"{place}: the keys of its edits were made by the relation reader {reader!r} and this is "
             f"{model.inputs.reader.name!r}; give the file that they were made with as `relations`, or make them anew"
         )
 
@@ -110,21 +110,21 @@ def edited(
                 progress=lambda count, done=done: progress(done + count),  # type: ignore[misc]
             )
             outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving)
-        state = _joined(state, {namespace}, part)
+        state = _with_part(state, {namespace}, part)
     return state, outcomes
 
 
-def forgotten(
+def forget_edits(
     model: WiseModel, state: MemoryState, edit_ids: Collection[str], check: Check | None = None
 ) -> MemoryState:
     """`state` without these edits, by `Trainer.delete`, and without others that do not verify after that."""
     for names in _independent(state):
         part = _of(state, names)
-        gone = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
-        if gone:
+        ids = [edit_id for edit_id in part.edit_ids if edit_id in edit_ids]
+        if ids:
             with model.evaluating(), checking(check):
-                part, _ = model.trainer.delete(part, gone, serve=model.serving)
-            state = _joined(state, names, part)
+                part, _ = model.trainer.delete(part, ids, serve=model.serving)
+            state = _with_part(state, names, part)
     return state
 
 
@@ -158,7 +158,7 @@ def _of(state: MemoryState, namespaces: Collection[str]) -> MemoryState:
     return state.without(others) if others else state
 
 
-def _joined(state: MemoryState, namespaces: Collection[str], part: MemoryState) -> MemoryState:
+def _with_part(state: MemoryState, namespaces: Collection[str], part: MemoryState) -> MemoryState:
     """`state` with its edits of these namespaces replaced by `part`. Edits that stay keep their order."""
     others = state.without({edit.id for edit in state.edits if edit.namespace in namespaces})
     if not others.edits:

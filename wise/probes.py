@@ -83,12 +83,12 @@ class Probe:
 
     def to_dict(self) -> dict[str, Any]:
         """The probe as JSON values; what says nothing is left out."""
-        found: dict[str, Any] = {"kind": self.kind, "queries": [query.to_dict() for query in self.queries]}
+        values: dict[str, Any] = {"kind": self.kind, "queries": [query.to_dict() for query in self.queries]}
         if self.need != "any":
-            found["need"] = self.need
+            values["need"] = self.need
         if self.conditions:
-            found["conditions"] = [query.to_dict() for query in self.conditions]
-        return found
+            values["conditions"] = [query.to_dict() for query in self.conditions]
+        return values
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Probe:

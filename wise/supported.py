@@ -36,7 +36,7 @@ def check_supported(model: PreTrainedModel, mode: str) -> None:
             mode != "hybrid" and (getattr(model, "_tp_size", None) or 1) > 1
         ),
     }
-    for reason in [reason for reason, found in refused.items() if found]:
+    for reason in [reason for reason, is_refused in refused.items() if is_refused]:
         raise UnsupportedModelError(reason)
 
 

@@ -84,21 +84,21 @@ class Workers:
         Raises WorkerError if workers die again and again, ConfigError if their model is another one, and what the check
         between two steps raises. What was begun is then finished by the workers, and lost.
         """
-        found: dict[int, SlotResults] = {}
-        given = (self._key, self._load, traits, torch.get_num_threads(), self._cpu_seconds)
+        results: dict[int, SlotResults] = {}
+        arguments = (self._key, self._load, traits, torch.get_num_threads(), self._cpu_seconds)
         for attempt in range(1 + RETRIES):
             pending: dict[Future[SlotResults], int] = {}
             try:
                 self._executor = self._executor or self._make()
                 for i, tasks in enumerate(batches):
-                    if i not in found:
-                        pending[self._executor.submit(fit_batch, *given, list(tasks), effort)] = i
+                    if i not in results:
+                        pending[self._executor.submit(fit_batch, *arguments, list(tasks), effort)] = i
                 while pending:
                     between_steps()
                     for future in wait(pending, LOOK, FIRST_COMPLETED).done:
-                        found[pending.pop(future)] = future.result()
-                        done(sum(len(batches[i]) for i in found))
-                return [found[i] for i in range(len(batches))]
+                        results[pending.pop(future)] = future.result()
+                        done(sum(len(batches[i]) for i in results))
+                return [results[i] for i in range(len(batches))]
             except BrokenExecutor as error:
                 self.close()
                 broken = error
@@ -114,20 +114,21 @@ class Workers:
 
 
 class SharedWriter:
-    """Writes as `own` does; several batches are fitted by workers, a single one here."""
+    """Writes as `writer` does; several batches are fitted by workers, a single one here."""
 
-    def __init__(self, own: AnswerWriter, workers: Workers, traits: Traits) -> None:
-        self.own, self.workers, self.traits, self.efforts = own, workers, traits, own.efforts
-        self.at_once = own.at_once
+    def __init__(self, writer: AnswerWriter, workers: Workers, traits: Traits) -> None:
+        self.writer, self.workers, self.traits, self.efforts = writer, workers, traits, writer.efforts
+        self.at_once = writer.at_once
 
     def write(self, tasks: Sequence[SlotTask], progress: EditsDone = silent, effort: int = 0) -> SlotResults:
         """See `Writer`. Raises as `Workers.fit` does."""
-        parts = self.own.parts(tasks)
+        parts = self.writer.parts(tasks)
         if len(parts) < 2:
-            return self.own.write(tasks, progress, effort)
+            return self.writer.write(tasks, progress, effort)
         batches = [[tasks[i] for i in part] for part in parts]
-        found = self.workers.fit(batches, effort, self.traits, progress)
-        written = {i: one for part, batch in zip(parts, found, strict=True) for i, one in zip(part, batch, strict=True)}
+        results = self.workers.fit(batches, effort, self.traits, progress)
+        numbered = (zip(part, batch, strict=True) for part, batch in zip(parts, results, strict=True))
+        written = {i: result for batch in numbered for i, result in batch}
         return [written[i] for i in range(len(tasks))]
 
 
@@ -155,7 +156,8 @@ def fit_batch(
     if key not in _models:
         model = load()
         names = ("base", "settings", "relation reader")
-        differing = [name for name, own, wanted in zip(names, traits_of(model), traits, strict=True) if own != wanted]
+        compared = zip(names, traits_of(model), traits, strict=True)
+        differing = [name for name, actual, expected in compared if actual != expected]
         if differing:
             raise ConfigError(
                 f"the model that the workers loaded has another {' and '.join(differing)} than the one that is edited: "
@@ -164,10 +166,10 @@ def fit_batch(
         model.prepare()
         _models.clear()
         _models[key] = model
-    begun = time.thread_time()
+    start = time.thread_time()
 
     def check() -> None:
-        if time.thread_time() - begun > cpu_seconds:
+        if time.thread_time() - start > cpu_seconds:
             raise EditError(f"fitting {len(tasks)} edits took more than {cpu_seconds:g} s of CPU time")
 
     model = _models[key]
@@ -192,10 +194,10 @@ def begin_worker() -> None:
     threading.Thread(target=follow, args=(parent.sentinel,), daemon=True).start()
 
 
-def process_pool(count: int, begin: Callable[..., object] = begin_worker, *given: Any) -> Executor:
+def process_pool(count: int, begin: Callable[..., object] = begin_worker, *arguments: Any) -> Executor:
     """So many processes of this machine. begin: called in each with what is given, and calls `begin_worker`."""
     context = multiprocessing.get_context("spawn")  # a forked torch hangs
-    return ProcessPoolExecutor(count, context, initializer=begin, initargs=given)
+    return ProcessPoolExecutor(count, context, initializer=begin, initargs=arguments)
 
 
 class RayTasks(Executor):
@@ -209,5 +211,5 @@ class RayTasks(Executor):
         import ray
 
         task = ray.remote(function).options(**self._options)
-        found: Future[Any] = task.remote(*arguments, **named).future()
-        return found
+        future: Future[Any] = task.remote(*arguments, **named).future()
+        return future

@@ -136,10 +136,10 @@ def _attempt(
             raise
         return {"settings": settings, "score": -1.0, "refused": str(error)}
     figures = {name: result.quality.generated[name] for name in SEARCHED}
-    known = [value for value in figures.values() if value is not None]
+    values = [value for value in figures.values() if value is not None]
     return {
         "settings": settings,
-        "score": fmean(known) if known else 0.0,
+        "score": fmean(values) if values else 0.0,
         "figures": figures,
         "seconds": result.seconds,
         "preparing_seconds": result.preparing_seconds,
@@ -179,8 +179,8 @@ def compare_editors(
     }
     searched: dict[str, dict[str, Any]] = {}
     for file in sorted(folder.glob(f"*{SEARCH}")):  # of other editors too: one table holds all
-        searched[file.name.removesuffix(SEARCH)] = found = json.loads(file.read_text(encoding="utf-8"))
-        _check_basis(file, found, basis)
+        searched[file.name.removesuffix(SEARCH)] = saved_search = json.loads(file.read_text(encoding="utf-8"))
+        _check_basis(file, saved_search, basis)
     for editor in editors:
         if "chosen" not in searched.get(editor, {}):
 
@@ -188,8 +188,8 @@ def compare_editors(
                 write_json(file, {"trials": trials, "basis": basis})
 
             made = searched.get(editor, {}).get("trials", ())
-            found = search(model, tokenizer, editor, plan, made=made, keep=keep, progress=progress)
-            searched[editor] = found | {"basis": basis}
+            saved_search = search(model, tokenizer, editor, plan, made=made, keep=keep, progress=progress)
+            searched[editor] = saved_search | {"basis": basis}
             write_json(folder / f"{editor}{SEARCH}", searched[editor])
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early
         for number, records in enumerate(plan.streams(size)):
@@ -212,8 +212,8 @@ def compare_editors(
 
 
 def _check_basis(file: Path, search: Mapping[str, Any], basis: Mapping[str, Any]) -> None:
-    found = search.get("basis", {})
-    differing = [name for name in basis if found.get(name) != basis[name]]
+    saved_basis = search.get("basis", {})
+    differing = [name for name in basis if saved_basis.get(name) != basis[name]]
     if differing:
         raise ConfigError(f"{file}: was made with other {', '.join(differing)}; delete it, or give another folder")
 
@@ -221,8 +221,8 @@ def _check_basis(file: Path, search: Mapping[str, Any], basis: Mapping[str, Any]
 def _check_same(file: Path, basis: Mapping[str, Any], records: Sequence[Record]) -> None:
     run = read_run(file)
     _check_basis(file, run.get("search", {}), basis)
-    asked = {outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY}
-    if not asked <= {record.edit.id for record in records}:
+    record_ids = {outcome["record"] for outcome in run["outcomes"] if outcome["measure"] == RELIABILITY}
+    if not record_ids <= {record.edit.id for record in records}:
         raise ConfigError(f"{file}: a run of other records; delete it, or give another folder")
 
 

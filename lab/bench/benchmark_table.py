@@ -15,13 +15,13 @@ Group = Sequence[Run]
 def figure_at(*keys: str, unit: int = 1) -> Figure:
     """The figure that stands at a path of keys in a run; None where there is nothing."""
 
-    def found(run: Run) -> float | None:
+    def figure(run: Run) -> float | None:
         value: Any = run
         for key in keys:
             value = None if value is None else value.get(key)
         return None if value is None else float(value) / unit
 
-    return found
+    return figure
 
 
 def _preparing(run: Run) -> float | None:
@@ -53,8 +53,8 @@ HEAD = ("editor", "edits", "streams", *COLUMNS)
 
 def mean(group: Group, figure: Figure) -> float | None:
     """The mean over the runs that have a figure."""
-    known = [value for run in group if (value := figure(run)) is not None]
-    return fmean(known) if known else None
+    values = [value for run in group if (value := figure(run)) is not None]
+    return fmean(values) if values else None
 
 
 def table(groups: Sequence[Group]) -> list[tuple[str, ...]]:

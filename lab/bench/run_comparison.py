@@ -225,11 +225,11 @@ def _listed(run: Mapping[str, Any]) -> Iterator[tuple[str, tuple[float | None, t
     yield "CPU seconds per edit", _with_interval(run, "cpu_seconds_per_edit")
 
 
-def _with_interval(found: Any, name: str) -> tuple[float | None, tuple[float, float] | None]:
+def _with_interval(pair: Any, name: str) -> tuple[float | None, tuple[float, float] | None]:
     """A file may hold anything here; what is no number counts as not measured."""
-    if not isinstance(found, Mapping):
+    if not isinstance(pair, Mapping):
         return None, None
-    value, interval = _number(found.get(name)), found.get(f"{name}_ci")
+    value, interval = _number(pair.get(name)), pair.get(f"{name}_ci")
     if not isinstance(interval, list) or len(interval) != 2:
         return value, None
     low, high = map(_number, interval)

@@ -72,7 +72,7 @@ class AlphaEdit(MultiLayerEditor[AlphaEditSettings]):
         change: Tensor = residual.T @ torch.cholesky_solve(within.T, torch.linalg.cholesky(among)).T @ free.T
         return change
 
-    def _written(self, keys: Mapping[str, Tensor]) -> None:
+    def _note_keys(self, keys: Mapping[str, Tensor]) -> None:
         new = {path: k.T @ k for path, k in keys.items()}
         self.earlier = {path: gram + self.earlier[path] if self.earlier else gram for path, gram in new.items()}
 

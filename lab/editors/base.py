@@ -106,9 +106,9 @@ class Baseline(ABC, Generic[S]):
         self.prepare()
         latest = {edit.prompt: edit for edit in edits}
         fresh = [edit for edit in edits if latest[edit.prompt] is edit]
-        held = {edit.prompt: edit.id for edit in self.edits}
+        by_prompt = {edit.prompt: edit.id for edit in self.edits}
         before = self.edits, self.state
-        begun, cpu = time.perf_counter(), time.process_time()
+        start, start_cpu = time.perf_counter(), time.process_time()
         try:
             with self.evaluating(), torch.enable_grad():
                 applied = self._apply(fresh, progress or (lambda count: None))
@@ -116,7 +116,7 @@ class Baseline(ABC, Generic[S]):
             self.edits = before[0]
             self.restore(before[1])
             raise
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         self.edits = (*(edit for edit in self.edits if edit.prompt not in latest), *fresh)
         answers = dict(zip((edit.id for edit in fresh), self._answers(fresh), strict=True))
         by_id = dict(zip((edit.id for edit in fresh), applied, strict=True))
@@ -125,7 +125,7 @@ class Baseline(ABC, Generic[S]):
                 self._outcome(edit, by_id.get(edit.id), answers.get(edit.id, ""), seconds / len(fresh))
                 for edit in edits
             ),
-            replaced=tuple(held[edit.prompt] for edit in fresh if edit.prompt in held),
+            replaced=tuple(by_prompt[edit.prompt] for edit in fresh if edit.prompt in by_prompt),
             dropped=(),
             seconds=seconds,
             cpu_seconds=cpu_seconds,
@@ -155,7 +155,7 @@ class Baseline(ABC, Generic[S]):
             return []
         prompts = [self.encoder.prompt(edit.prompt) for edit in edits]
         if isinstance(self, WholePrompts):
-            prompts = self.given(prompts)
+            prompts = self.with_context(prompts)
         limits = [len(self.encoder.target(e.prompt, e.target)) + SPARE_TOKENS for e in edits]
         with self.evaluating():
             out = greedy(self.model, prompts, stops=self.encoder.stops, max_new_tokens=limits)
@@ -181,7 +181,7 @@ class WholePrompts:
     What it is told holds for one forward or one `generate`.
     """
 
-    def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def with_context(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """The ids that stand for these prompts: what the model is to read in their place."""
         return [list(prompt) for prompt in prompts]
 
@@ -274,7 +274,7 @@ class Replacement(Wrapper, ABC):
         return output if self.empty or not self.active else self.changed(activation, output)
 
     @torch.no_grad()
-    def seen(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def layer_io(self, model: PreTrainedModel, prompt: Sequence[int]) -> tuple[Tensor, Tensor]:
         """What goes into the base's layer at each token of a prompt, `[tokens, f]`, and what comes out, `[tokens, d]`;
         alike with edits and without."""
         results: list[Tensor] = []

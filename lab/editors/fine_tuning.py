@@ -176,8 +176,8 @@ def logits_with(
     model's own arguments for that."""
     weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
     weights |= {name: leaf.to(weights[name].dtype) for name, leaf in leaves.items()}
-    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **cached}
-    logits: Tensor = functional_call(model, weights, (), given).logits
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False, **cached}
+    logits: Tensor = functional_call(model, weights, (), inputs).logits
     return logits
 
 

@@ -82,7 +82,7 @@ class Codebook:
         result = distances.min(-1)
         return result.values, result.indices
 
-    def written(self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor) -> tuple[Codebook, int]:
+    def inserted(self, key: Tensor, label: tuple[int, ...], start: Tensor, radius: Tensor) -> tuple[Codebook, int]:
         """Algorithm 1 for one edit: the codebook with room for it, and the entry whose value is to be trained.
 
         key `[f]`, start `[d]`: the value that a new entry begins with. radius: of a new ball, a scalar.
@@ -152,9 +152,9 @@ class Grace(LayerEditor[GraceSettings]):
 
     def _write(self, edit: Edit) -> Applied:
         prompt, target = self.context.row(edit)
-        key, start = (tokens[-1].float() for tokens in self.layer.seen(self.model, prompt))
+        key, start = (tokens[-1].float() for tokens in self.layer.layer_io(self.model, prompt))
         radius = self.settings.epsilon * key.norm()
-        book, entry = self.layer.codebook.written(key, tuple(target), start, radius)
+        book, entry = self.layer.codebook.inserted(key, tuple(target), start, radius)
         book, applied = self._trained(book, entry, padded_rows([(prompt, target)], self.context.device))
         self.layer.codebook = book
         return applied

@@ -159,8 +159,8 @@ class HyperEditor(WeightEditor[H]):
         examples, order = self.examples(), random.Random(self.settings.seed)
         order.shuffle(examples)
         count = max(1, int(self.settings.held_out * len(examples)))
-        held, rest = examples[:count], examples[count:]
-        checked = [self._sample(examples, [example], order) for example in held for _ in range(2)]
+        validation, rest = examples[:count], examples[count:]
+        checked = [self._sample(examples, [example], order) for example in validation for _ in range(2)]
         self._begin(rest)
         optimizer = torch.optim.Adam(self._groups())
         best, least, since = self._state(), self.merit(*self.measured(checked)), 0
@@ -236,23 +236,23 @@ class HyperEditor(WeightEditor[H]):
     def examples(self) -> list[Example]:
         """The training records that the base can read, with what it says to their prompts."""
         order = random.Random(self.settings.seed)
-        found = [(record, rows) for record in self.context.training if (rows := self._wordings(record))]
-        if len(found) < LEAST:
+        pairs = [(record, rows) for record in self.context.training if (rows := self._wordings(record))]
+        if len(pairs) < LEAST:
             raise ConfigError(
-                f"{self.kind} must train a hypernetwork first, and the base can read {len(found)} of "
+                f"{self.kind} must train a hypernetwork first, and the base can read {len(pairs)} of "
                 f"{len(self.context.training)} training records: give at least {LEAST} (some hundred are wanted) that "
                 "are not edited"
             )
-        beside = [order.sample(r.neighbours, min(UNRELATED, len(r.neighbours))) for r, _ in found]
-        texts = list(dict.fromkeys([*(r.edit.prompt for r, _ in found), *(text for near in beside for text in near)]))
-        answers = dict(zip(texts, self._said([self.encoder.prompt(text) for text in texts]), strict=True))
+        beside = [order.sample(r.neighbours, min(UNRELATED, len(r.neighbours))) for r, _ in pairs]
+        texts = list(dict.fromkeys([*(r.edit.prompt for r, _ in pairs), *(text for near in beside for text in near)]))
+        answers = dict(zip(texts, self._generate([self.encoder.prompt(text) for text in texts]), strict=True))
         return [
             Example(
                 query=EditQuery(row=rows[0], old=answers[record.edit.prompt]),
                 wordings=rows,
                 unrelated=tuple((self.encoder.prompt(text), answers[text]) for text in near),
             )
-            for (record, rows), near in zip(found, beside, strict=True)
+            for (record, rows), near in zip(pairs, beside, strict=True)
         ]
 
     def _wordings(self, record: Record) -> tuple[TokenRow, ...]:
@@ -267,14 +267,14 @@ class HyperEditor(WeightEditor[H]):
         fits = max(len(prompt) + len(target) for prompt, target in rows) <= self.encoder.context
         return rows if fits else ()
 
-    def _said(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """What the model, as it now is, says to prompts; the token that stopped it included."""
         return greedy(self.model, prompts, stops=self.encoder.stops, max_new_tokens=ANSWER_TOKENS)
 
     def queries(self, edits: Sequence[Edit]) -> list[EditQuery]:
         """Edits as the hypernetwork reads them, with what the model says so far where it reads that."""
         rows = [self.context.row(edit) for edit in edits]
-        answer = self._said([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
+        answer = self._generate([prompt for prompt, _ in rows]) if self.reads_old else [[] for _ in rows]
         return [EditQuery(row=row, old=old) for row, old in zip(rows, answer, strict=True)]
 
     @torch.no_grad()

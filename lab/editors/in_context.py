@@ -87,16 +87,16 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         """Texts -> `[texts, e]` of norm 1: the sentence encoder as it is published, loaded at the first text."""
         return published_encoder().read
 
-    def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def with_context(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         """Each prompt behind what it may be about; the very same ids where that is nothing."""
         decode = self.encoder.tokenizer.decode
         texts = [str(decode(list(prompt), skip_special_tokens=True)).strip() for prompt in prompts]
-        asked = [i for i, text in enumerate(texts) if text]
+        places = [i for i, text in enumerate(texts) if text]
         results = [list(prompt) for prompt in prompts]
-        if self._silent or not self.edits or not asked:
+        if self._silent or not self.edits or not places:
             return results
-        embedded = self.embedder([texts[i] for i in asked])
-        for i, query, near in zip(asked, embedded, self._near(embedded), strict=True):
+        embedded = self.embedder([texts[i] for i in places])
+        for i, query, near in zip(places, embedded, self._near(embedded), strict=True):
             if near:
                 facts = [self._sentence(self.edits[n].prompt, self.edits[n].target) for n in near]
                 results[i] = self._fitting(facts, self._demonstrated(query), texts[i]) or results[i]
@@ -117,9 +117,9 @@ class InContext(Baseline[InContextSettings], WholePrompts):
 
     def _near(self, queries: Tensor) -> list[list[int]]:
         """Of each question's embedding `[n, e]` the numbers of the edits that it may be about, in their order."""
-        known = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
+        embeddings = torch.stack([self._embeddings[edit.prompt] for edit in self.edits])
         results = []
-        for row in queries @ known.T:
+        for row in queries @ embeddings.T:
             nearest = row.topk(min(self.settings.facts, len(row)))
             results.append(sorted(nearest.indices[nearest.values >= self.settings.threshold].tolist()))
         return results
@@ -152,9 +152,9 @@ class InContext(Baseline[InContextSettings], WholePrompts):
         """A new fact, and what follows from it, or does not."""
         fact = self._sentence(record.edit.prompt, record.edit.target)
         # A neighbour's answer is known where a probe has it: in many sets it is not the edit's old one.
-        known = [q for probe in record.probes for q in probe.queries if q.prompt in record.neighbours]
-        if kind == "retain" and known:
-            return f"{fact} {self._sentence(known[0].prompt, known[0].answers[0])}"
+        neighbours = [q for probe in record.probes for q in probe.queries if q.prompt in record.neighbours]
+        if kind == "retain" and neighbours:
+            return f"{fact} {self._sentence(neighbours[0].prompt, neighbours[0].answers[0])}"
         wording = record.paraphrases[0] if kind == "update" and record.paraphrases else record.edit.prompt
         return f"{fact} {self._sentence(wording, record.edit.target)}"
 

@@ -198,8 +198,8 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
         return super().unwrap()
 
     def _prepare(self) -> None:
-        known = self.context.unrelated or [record.edit.prompt for record in self.context.training]
-        prompts = list(known[:UNRELATED])
+        unrelated = self.context.unrelated or [record.edit.prompt for record in self.context.training]
+        prompts = list(unrelated[:UNRELATED])
         about: dict[str, Any] = {"path": self.layer.path, "prompts": prompts}
         if not prompts:
             about |= {"corpus": self.context.corpus_digest(), "seed": self.settings.seed}
@@ -221,7 +221,7 @@ class Memoir(LayerEditor[MemoirSettings], WholePrompts):
 
     def _mean(self, prompt: Sequence[int]) -> Tensor:
         """`[1, f]` float64."""
-        activation, _ = self.layer.seen(self.model, prompt)
+        activation, _ = self.layer.layer_io(self.model, prompt)
         return prompt_means(activation, torch.ones(1, len(prompt), dtype=torch.bool))
 
     def _write(self, edit: Edit) -> Applied:

@@ -63,19 +63,19 @@ class MultiLayerEditor(SubjectEditor[S]):
         """`[d, f]` what is added to the weight of the block at `place` of the window so that `keys`, `[edits, f]`, are
         mapped to `residual`, `[edits, d]`, more than they were; float64 all."""
 
-    def _written(self, keys: Mapping[str, Tensor]) -> None:
+    def _note_keys(self, keys: Mapping[str, Tensor]) -> None:
         """Sees the keys of the edits that were just written: path -> `[edits, f]`."""
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         contexts = [contexts_of(self.context, edit, self.prefixes) for edit in edits]
         values = search(self.context, contexts, self.layers[-1], self.last, self.settings, progress)
-        wanted = values.start + values.offset
+        targets = values.start + values.offset
         for place, path in enumerate(self.paths):
             keys, out = read(self.context, contexts, keys=[path], out=[self.last])
-            residual = (wanted - out[self.last]) / (len(self.paths) - place)
+            residual = (targets - out[self.last]) / (len(self.paths) - place)
             change = self._change(place, keys[path].double(), residual.double())
             name = f"{path}.weight"
             self.put({name: self.weights[name].double() + as_weight(self.model.get_submodule(path), change)})
-        self._written(read(self.context, contexts, keys=self.paths)[0])
+        self._note_keys(read(self.context, contexts, keys=self.paths)[0])
         results = zip(values.steps, target_losses(self.context, [c.rows[0] for c in contexts]), strict=True)
         return [Applied(steps=steps, loss=loss) for steps, loss in results]

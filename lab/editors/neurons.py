@@ -95,8 +95,8 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
         self.prefixes: tuple[str, ...] = ()
 
     def _prepare(self) -> None:
-        found = self.context.beginnings(self.settings.prefixes, seed=self.settings.seed)
-        self.prefixes = tuple(text.rstrip(".") for text in found)
+        beginnings = self.context.beginnings(self.settings.prefixes, seed=self.settings.seed)
+        self.prefixes = tuple(text.rstrip(".") for text in beginnings)
 
     def _apply(self, edits: Sequence[Edit], progress: Callable[[int], None]) -> list[Applied]:
         for done, edit in enumerate(edits):

@@ -57,20 +57,20 @@ class Settings:
             right = type(value) is kind or (kind is float and type(value) is int)
             if right and kind in (int, float):
                 right = isfinite(value) and (bounds is None or value in bounds)
-            wanted = KINDS[kind] if bounds is None else f"{KINDS[kind]} {bounds}"
-            self.expect(name, right or (optional and value is None), wanted + " or None" * optional)
+            expectation = KINDS[kind] if bounds is None else f"{KINDS[kind]} {bounds}"
+            self.expect(name, right or (optional and value is None), expectation + " or None" * optional)
 
-    def expect(self, name: str, right: bool, wanted: str) -> None:
+    def expect(self, name: str, right: bool, expectation: str) -> None:
         if not right:
-            raise ConfigError(f"{name}={getattr(self, name)!r}: expected {wanted}")
+            raise ConfigError(f"{name}={getattr(self, name)!r}: expected {expectation}")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Self:
         """The settings that are named, the others as they are by default. Raises ConfigError for an unknown name."""
-        known = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)}
         for name in settings:
-            if name not in known:
-                raise ConfigError(f"setting {name!r} is not known; {did_you_mean(name, known)}")
+            if name not in names:
+                raise ConfigError(f"setting {name!r} is not known; {did_you_mean(name, names)}")
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in settings.items()}
         return cls(**values)
 

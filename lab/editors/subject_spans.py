@@ -21,9 +21,9 @@ def subject_spans(encoder: Encoder, prompt: str, subject: str) -> list[Span]:
     results = []
     for begin in _places(text, subject):
         end = begin + len(subject)
-        held = [i for i, (left, right) in enumerate(offsets) if left < min(end, right) and right > max(begin, left)]
-        if held:
-            results.append((len(encoder.bos) + held[0], len(encoder.bos) + held[-1] + 1))
+        places = [i for i, (left, right) in enumerate(offsets) if left < min(end, right) and right > max(begin, left)]
+        if places:
+            results.append((len(encoder.bos) + places[0], len(encoder.bos) + places[-1] + 1))
     return results
 
 

@@ -131,8 +131,8 @@ def open_editor(
 
 
 def _wise_config(editor: EditorSpec, settings: Mapping[str, Any]) -> WiseConfig:
-    known = WiseConfig().to_dict()
+    names = WiseConfig().to_dict()
     for name in settings:
-        if name not in known:
-            raise ConfigError(f"setting {name!r} is not known; {did_you_mean(name, known)}")
+        if name not in names:
+            raise ConfigError(f"setting {name!r} is not known; {did_you_mean(name, names)}")
     return WiseConfig(**{**settings, **editor.settings})

@@ -107,8 +107,8 @@ def sampled(prompter: Prompter, openings: Sequence[Opening], *, seed: int, base:
 
     def compute(model: PreTrainedModel, part: Sequence[Opening]) -> list[str]:
         texts = []
-        given = prompter.given([opening.ids for opening in part], base=base)
-        pairs = zip(part, given, strict=True)
+        contexts = prompter.with_context([opening.ids for opening in part], base=base)
+        pairs = zip(part, contexts, strict=True)
         for (length, _), group in groupby(pairs, lambda pair: (len(pair[0].ids), len(pair[1]))):
             prompts, rows = zip(*((opening.ids, read) for opening, read in group), strict=True)
             settings = GenerationConfig(  # type: ignore[no-untyped-call]

@@ -160,10 +160,10 @@ def task_manager(managers: ModuleType, tasks: Sequence[str], include_path: str |
             except OSError:  # said where the tasks are run
                 return local
     manager = managers.TaskManager(include_path=folder)
-    known = manager.all_tasks
+    names = manager.all_tasks
     for name in tasks:
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
+        if name not in names:
+            near = get_close_matches(name, names, n=1)
             remedy = f"did you mean {near[0]!r}?" if near else "'lm-eval ls tasks' lists them"
             raise ConfigError(f"task {name!r} is not known; {remedy}")
     return manager
@@ -243,9 +243,9 @@ def _row(task: str, key: str, base: Mapping[str, Any], edited: Mapping[str, Any]
     }
 
 
-def _documents(found: Mapping[str, Any], task: str, metric: str, name: str) -> dict[int, float]:
+def _documents(results: Mapping[str, Any], task: str, metric: str, name: str) -> dict[int, float]:
     """Document -> its value of the metric, of those that have one."""
-    samples = [sample for sample in found.get("samples", {}).get(task, ()) if sample.get("filter", name) == name]
+    samples = [sample for sample in results.get("samples", {}).get(task, ()) if sample.get("filter", name) == name]
     values = {sample["doc_id"]: _number(sample.get(metric)) for sample in samples}
     return {document: value for document, value in values.items() if value is not None}
 

@@ -67,7 +67,7 @@ def _evidence(axes: Axes, routing: Mapping[str, Any], name: str, measured: Mappi
 
 def _retention(axes: Axes, retention: Any) -> None:
     for key, label in RETAINED.items():
-        known = [(stop["edits"], stop[key]) for stop in retention if stop[key] is not None]
-        axes.plot(*zip(*known, strict=True), marker="o", label=label)
+        points = [(stop["edits"], stop[key]) for stop in retention if stop[key] is not None]
+        axes.plot(*zip(*points, strict=True), marker="o", label=label)
     axes.set(xscale="log", ylim=(0, 1.02), title="recall of the edits so far", xlabel="edits made", ylabel="recalled")
     axes.legend(fontsize=8)

@@ -49,7 +49,7 @@ def pairs(prompter: Prompter, tested: Sequence[TestedRecord]) -> list[Pair]:
             "paraphrase": each.paraphrases,
             "neighbourhood": [p for p in each.neighbours if _shares_answer(record, p)],
         }
-        results += [_pair(prompter, record, name, prompt) for name, asked in prompts.items() for prompt in asked]
+        results += [_pair(prompter, record, name, prompt) for name, several in prompts.items() for prompt in several]
     return results
 
 
@@ -97,9 +97,9 @@ def _figures(prompter: Prompter, compared: Sequence[Pair], *, base: bool) -> dic
         for pair, new, true in zip(compared, result[::2], result[1::2], strict=True):
             if pair.measure != measure:
                 continue
-            wanted, other = (true, new) if measure == "neighbourhood" else (new, true)
-            scores.append((pair.record, float(wanted > other)))
-            magnitudes.append((pair.record, math.exp(wanted) - math.exp(other)))
+            expected, other = (true, new) if measure == "neighbourhood" else (new, true)
+            scores.append((pair.record, float(expected > other)))
+            magnitudes.append((pair.record, math.exp(expected) - math.exp(other)))
         figures[measure] = {
             "score": mean_over_records(scores),
             "magnitude": mean_over_records(magnitudes),

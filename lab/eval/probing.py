@@ -98,8 +98,8 @@ def measure_probes(
     chosen = _choose(prompter, selection)
     conditions = list(dict.fromkeys(query for _, probe in chosen.probes for query in probe.conditions))
     _, answers = _generated(prompter, "conditions", conditions, chosen, base=True)
-    known = {query: begins_with(answers[query], chosen.queries[query].right) for query in conditions}
-    counted = [each for each in chosen.probes if all(known[query] for query in each[1].conditions)]
+    recalled = {query: begins_with(answers[query], chosen.queries[query].right) for query in conditions}
+    counted = [each for each in chosen.probes if all(recalled[query] for query in each[1].conditions)]
     queries = list(dict.fromkeys(query for _, probe in counted for query in probe.queries))
     forced = _teacher_forced(prompter, queries, chosen)
     before, _ = _generated(prompter, "probes", queries, chosen, base=True)
@@ -141,7 +141,7 @@ def _choose(prompter: Prompter, selection: Selection) -> _ChosenProbes:
                 chosen.excluded[kind] += 1
                 continue
             queries = {query: _ids(prompter, query) for query in (*probe.queries, *probe.conditions)}
-            fits = {query: asked for query, asked in queries.items() if asked is not None}
+            fits = {query: prompt for query, prompt in queries.items() if prompt is not None}
             if len(fits) < len(queries):
                 chosen.too_long[kind] += 1
                 continue
@@ -181,18 +181,18 @@ def _generated(
 ) -> tuple[dict[Query, bool], dict[Query, str]]:
     """Query -> whether the greedy answer is right; query -> that answer."""
     encoder = prompter.encoder
-    asked = [chosen.queries[query] for query in queries]
-    answers = prompter.answers(name, [a.ids for a in asked], [a.limit for a in asked], base=base)
+    prompts = [chosen.queries[query] for query in queries]
+    answers = prompter.answers(name, [a.ids for a in prompts], [a.limit for a in prompts], base=base)
     right, texts = {}, {}
-    for query, one, answer in zip(queries, asked, answers, strict=True):
+    for query, one, answer in zip(queries, prompts, answers, strict=True):
         texts[query] = encoder.answer(answer)
         right[query] = answer[-1] in encoder.stops and normalised(texts[query]) in one.right
     return right, texts
 
 
-def begins_with(said: str, right: Iterable[str]) -> bool:
+def begins_with(text: str, right: Iterable[str]) -> bool:
     """What is said begins with a right answer, as a whole word or number, and may go on."""
-    plain = normalised(said)
+    plain = normalised(text)
     return any(re.match(rf"{re.escape(answer)}(?!\w|[.,]\d)", plain) for answer in right)
 
 

@@ -88,9 +88,9 @@ def select(model: EditedModel, records: Sequence[Record]) -> Selection:
     that are live or measured count. Where two records share a prompt the later edit is the wanted one, and only it is
     measured."""
     edits = [*model.edits, *(record.edit for record in records)]
-    asked = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
-    fitted = asked | {prompt for edit in edits for prompt in edit.locality}
-    edited = asked | {p for record in records for p in (*record.paraphrases, *record.free_paraphrases)}
+    edit_prompts = {prompt for edit in edits for prompt in (edit.prompt, *edit.paraphrases)}
+    fitted = edit_prompts | {prompt for edit in edits for prompt in edit.locality}
+    edited = edit_prompts | {p for record in records for p in (*record.paraphrases, *record.free_paraphrases)}
 
     def without(prompts: Sequence[str], left_out: set[str]) -> tuple[str, ...]:
         return tuple([p for p in prompts if p not in left_out][:MAX_PROMPTS])
@@ -160,8 +160,8 @@ class Prompter:
 
         def compute(model: PreTrainedModel, part: Sequence[tuple[Sequence[int], int]]) -> list[list[int]]:
             prompts, limits = zip(*part, strict=True)
-            given = self.given(prompts, base=base)
-            return greedy(model, given, stops=self.encoder.stops, max_new_tokens=limits)
+            contexts = self.with_context(prompts, base=base)
+            return greedy(model, contexts, stops=self.encoder.stops, max_new_tokens=limits)
 
         return self.mapped(f"{name}.answers", rows, compute, lambda row: (row[1], len(row[0])), base=base)
 
@@ -184,9 +184,9 @@ class Prompter:
 
         return self.mapped(f"{name}.log_probs", rows, compute, _size, base=base, batch=rows_at_once(rows))
 
-    def given(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
+    def with_context(self, prompts: Sequence[Sequence[int]], *, base: bool) -> list[list[int]]:
         """What is read in the place of each prompt: the prompt itself, but for editors that put something before it."""
-        return self._whole(base).given(prompts)
+        return self._whole(base).with_context(prompts)
 
     def _whole(self, base: bool) -> WholePrompts:
         return self.model if isinstance(self.model, WholePrompts) and not base else WholePrompts()
@@ -194,8 +194,8 @@ class Prompter:
     def _read(self, model: PreTrainedModel, part: Sequence[PromptRow], *, base: bool) -> list[Tensor]:
         """`logits` of rows. An editor that looks at whole prompts gets to know where each prompt ends."""
         whole = self._whole(base)
-        given = whole.given([row.prompt for row in part])
-        rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(given, part, strict=True)]
+        contexts = whole.with_context([row.prompt for row in part])
+        rows = [PromptRow(prompt=prompt, fed=row.fed) for prompt, row in zip(contexts, part, strict=True)]
         with whole.reading([len(row.prompt) for row in rows]):
             return logits(model, rows)
 
@@ -291,8 +291,8 @@ def plain(answer: str) -> str:
     return answer.strip().rstrip(FINAL_PUNCTUATION).rstrip()
 
 
-def share(best: Sequence[int], wanted: Sequence[int]) -> float:
-    return fmean(float(a == b) for a, b in zip(best, wanted, strict=True))
+def share(best: Sequence[int], target: Sequence[int]) -> float:
+    return fmean(float(a == b) for a, b in zip(best, target, strict=True))
 
 
 def mean_over_records(values: Iterable[tuple[str, float]]) -> float | None:

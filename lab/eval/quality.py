@@ -198,10 +198,10 @@ def _ask_about(prompter: Prompter, questions: Sequence[Question]) -> list[Prompt
     best = prompter.best("about", [PromptRow(prompt=q.ids, fed=ids) for q, ids in zip(questions, gold, strict=True)])
     answers = _answers(prompter, "about", questions)
     outcomes = []
-    for question, answer, tokens, wanted in zip(questions, answers, best, gold, strict=True):
+    for question, answer, tokens, target in zip(questions, answers, best, gold, strict=True):
         right = answered_right(encoder, question, answer)
         outcomes.append(
-            _outcome(question, question.record.edit.target, encoder.answer(answer), right, share(tokens, wanted))
+            _outcome(question, question.record.edit.target, encoder.answer(answer), right, share(tokens, target))
         )
     return outcomes
 
@@ -247,8 +247,8 @@ def _instances(
     recalled = {o.prompt: (o.expected, o.generated) for o in outcomes if o.measure == RELIABILITY}
     groups: dict[str, list[float]] = defaultdict(list)
     for record in records:
-        wanted, right = recalled[record.edit.prompt]
-        if record.group and record.edit.target == wanted:
+        target, right = recalled[record.edit.prompt]
+        if record.group and record.edit.target == target:
             groups[record.group].append(right)
     edits = [right for group in groups.values() for right in group]
     return {

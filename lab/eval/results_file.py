@@ -124,15 +124,15 @@ def _check_schema(path: Path, run: Mapping[str, Any]) -> None:
     raise ConfigError(f"{path}: a run of schema {given(schema)}, and schema {SCHEMA} is what is read here; {remedy}")
 
 
-def _check(prefix: str, found: Any, what: str, kinds: Mapping[str, str]) -> None:
+def _check(prefix: str, content: Any, what: str, kinds: Mapping[str, str]) -> None:
     where = prefix.rstrip(".: ")
-    if not isinstance(found, dict):
-        raise ConfigError(f"{where}: {given(found)} was found, {what} was expected; {_REMEDY}")
-    absent = [name for name in kinds if name not in found]
+    if not isinstance(content, dict):
+        raise ConfigError(f"{where}: {given(content)} was found, {what} was expected; {_REMEDY}")
+    absent = [name for name in kinds if name not in content]
     if absent:
         raise ConfigError(f"{where}: it has no {', '.join(absent)}; {_REMEDY}")
     for name, kind in kinds.items():
-        value = found[name]
+        value = content[name]
         right = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
         if right and kind == "number":
             right = math.isfinite(value)  # 1e999 reads as infinite

@@ -142,9 +142,9 @@ def roc_curve(positive: Tensor, negative: Tensor) -> list[tuple[float, float]]:
         half = ROC_POINTS // 2
         even = torch.linspace(0, len(curve) - 1, half, dtype=torch.float64).round().long()
         first = 1 / negative.numel()
-        wanted = torch.logspace(math.log10(first), 0, ROC_POINTS - half, dtype=torch.float64)
+        rates = torch.logspace(math.log10(first), 0, ROC_POINTS - half, dtype=torch.float64)
         # The last point at each rate: the best that a threshold of that rate reaches.
-        low = torch.searchsorted(curve[:, 0].cpu().contiguous(), wanted, right=True) - 1
+        low = torch.searchsorted(curve[:, 0].cpu().contiguous(), rates, right=True) - 1
         curve = curve[_falling(torch.cat([even, low])).flip(0).to(curve.device)]
     return [(x, y) for x, y in curve.tolist()]
 

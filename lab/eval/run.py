@@ -129,7 +129,7 @@ def evaluate(
     spec = find_editor(editor)
     scope.check(editor)
     config = all_settings(editor, settings)
-    started, begun = datetime.now(UTC), time.perf_counter()
+    started_at, start = datetime.now(UTC), time.perf_counter()
     edited_model = open_editor(editor, model, tokenizer, settings, learning=learning, progress=progress)
     stream = EditStream(edited_model, [record.edit for record in records], batch or spec.batch, progress)
     try:
@@ -147,8 +147,8 @@ def evaluate(
             routing=routing,
             retention=tuple(retention),
             about=about,
-            started=started.isoformat(timespec="seconds"),
-            measuring_seconds=time.perf_counter() - begun - stream.seconds - stream.preparing_seconds,
+            started=started_at.isoformat(timespec="seconds"),
+            measuring_seconds=time.perf_counter() - start - stream.seconds - stream.preparing_seconds,
             stored_bytes=edited_model.memory_bytes if edited_model.edits else 0,
             preparing_seconds=stream.preparing_seconds,
         )
@@ -169,10 +169,10 @@ class EditStream:
     def prepare(self) -> None:
         """Refuses what could not be applied, the last edit too, before the first is. Then does what the editor needs
         once per base. Raises EditError."""
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self.edited_model.validate(self.edits)
         self.edited_model.prepare()
-        self.preparing_seconds = time.perf_counter() - begun
+        self.preparing_seconds = time.perf_counter() - start
 
     def advance(self, end: int) -> None:
         while self.done < end:
@@ -192,8 +192,8 @@ class EditStream:
 
 def stops(edits: int) -> list[int]:
     """Where retention is measured: 1, 2, 5, 10, 20, ... and the last edit."""
-    found = (stop * 10**power for power in range(len(str(edits))) for stop in STOPS)
-    return sorted({edits, *(count for count in found if count <= edits)})
+    sizes = (stop * 10**power for power in range(len(str(edits))) for stop in STOPS)
+    return sorted({edits, *(count for count in sizes if count <= edits)})
 
 
 def _about(edited_model: EditedModel, tokenizer: PreTrainedTokenizerBase, config: Mapping[str, Any]) -> dict[str, Any]:

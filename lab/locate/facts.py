@@ -71,33 +71,33 @@ def read_facts(
     """
     path = Path(path)
     check_limit(limit)
-    known = Columns(columns, KNOWN) if "attribute" in (columns or {}) else None
-    parser = RecordParser(format, None if known else columns)
-    found: dict[tuple[str, str], Fact] = {}
+    columns_of_known = Columns(columns, KNOWN) if "attribute" in (columns or {}) else None
+    parser = RecordParser(format, None if columns_of_known else columns)
+    facts_by_key: dict[tuple[str, str], Fact] = {}
     without = 0
     for file, line, row in each_row(path):
-        if known or (not columns and holds_facts(row)):
-            facts = [_fact_of_row(file, line, known.fields_of(row) if known else row)]
+        if columns_of_known or (not columns and holds_facts(row)):
+            facts = [_fact_of_row(file, line, columns_of_known.fields_of(row) if columns_of_known else row)]
         else:
             records = parser.add(file, line, row)
             facts = list(_facts_of_records(records))
             without += len(records) - len(facts)
         for fact in facts:
-            found.setdefault((fact.prompt, fact.answer), fact)
-        if limit is not None and len(found) >= limit:
+            facts_by_key.setdefault((fact.prompt, fact.answer), fact)
+        if limit is not None and len(facts_by_key) >= limit:
             break
-    absent = known.absent() if known else None
+    absent = columns_of_known.absent() if columns_of_known else None
     if absent is not None:
         raise EditError(f"{path}: {absent}")
     parser.log_warnings(str(path))
     if without:
         logger.warning("%s: %d edits name no subject or no old answer, and hold no fact", path, without)
-    if not found:
+    if not facts_by_key:
         raise EditError(
             f"{path}: holds no fact; give known facts (prompt, subject, attribute), or edits with a subject "
             "and the answer that was right before"
         )
-    return list(found.values())[:limit]
+    return list(facts_by_key.values())[:limit]
 
 
 def _fact_of_row(path: Path, line: int, row: JsonRow) -> Fact:

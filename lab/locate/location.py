@@ -101,9 +101,9 @@ def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: 
         rows = []
         for fact, table in zip(known, effects, strict=True):
             roles = token_roles(len(fact.ids), fact.span)[fact.span[0] :]
-            held = [row for row, its in zip(table, roles, strict=True) if its == role]
-            if held:
-                rows.append(_means(held))
+            role_rows = [row for row, its in zip(table, roles, strict=True) if its == role]
+            if role_rows:
+                rows.append(_means(role_rows))
         mean.append([*_means(rows)] if rows else [None] * layers)
         # All columns from the same draws of rows.
         intervals = [[*bootstrap_interval(column, seed=seed)] for column in zip(*rows, strict=True)]

@@ -46,8 +46,8 @@ def draw(result: Mapping[str, Any], path: Path) -> None:
 def _heat_map(axes: Axes, result: Mapping[str, Any], kind: str) -> None:
     effects = result["effects"][kind]
     table = [[float("nan") if value is None else value for value in row] for row in effects["mean"]]
-    known = [value for row in effects["mean"] for value in row if value is not None]
-    low, high = min(0.0, *known), max(0.01, *known)
+    finite = [value for row in effects["mean"] for value in row if value is not None]
+    low, high = min(0.0, *finite), max(0.01, *finite)
     image = axes.imshow(table, cmap=COLOURS[kind], vmin=low, vmax=high, aspect="auto")
     if result["layers"] <= WRITTEN:
         for row, values in enumerate(effects["mean"]):

@@ -122,10 +122,10 @@ def _disturb(noise: Noise, _module: nn.Module, _args: Any, output: Tensor) -> Te
 
 
 def _put(patches: Sequence[Patch], rows: int, tokens: int, _module: nn.Module, _args: Any, output: Any) -> Any:
-    given = first_tensor(output)
-    if given is None:
+    tensor = first_tensor(output)
+    if tensor is None:
         return output
-    changed = given.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
+    changed = tensor.reshape(rows, tokens, -1).clone()  # OPT's feed-forward layer runs on rows put end to end
     for patch in patches:
         changed[patch.rows, patch.tokens] = patch.values.to(changed)
-    return with_first(output, changed.reshape(given.shape))
+    return with_first(output, changed.reshape(tensor.shape))

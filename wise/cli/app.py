@@ -77,8 +77,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_set: bool) -> None:
+    if is_set:
         echo(f"wise {wise.__version__}")
         raise typer.Exit
 

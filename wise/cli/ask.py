@@ -67,9 +67,9 @@ def _answer(before: Answer, after: Answer, explain: bool) -> dict[str, Any]:
         token: dict[str, Any] = {"token": route.token, "part": _part(after, place), "slot": route.slot}
         token |= {"score": route.score, "threshold": finite(route.threshold)}
         tokens.append(token | ({"fired": _claim(route.fired), "missed": _claim(route.missed)} if explain else {}))
-    said = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
+    answer = {"prompt": after.prompt, "before": before.text, "after": after.text, "tokens": tokens}
     explained = {"fired": routes.fired, "missed": _claim(routes.missed), "missed_at": routes.missed_at}
-    return said | (explained if explain else {})
+    return answer | (explained if explain else {})
 
 
 def _claim(claim: Claim | None) -> dict[str, Any] | None:

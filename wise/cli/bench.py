@@ -65,7 +65,7 @@ def bench_editors(
         trials=trials,
         seed=seed or 0,
         texts=tuple(running_text(text)),
-        **statistics.given(),
+        **statistics.arguments(),
     )
     about = data_and_model(data, form, skip, model)
     base, tokenizer = model.load()

@@ -48,12 +48,12 @@ def chat_demo(
         draw_decisions(drawn, picture)
         echo(f"scores and thresholds drawn to {picture}")
     if as_json:
-        asked = [
+        questions = [
             {"kind": a.line.kind, "question": a.line.question, "before": a.before, "after": a.after, "right": a.right}
             for a in result.answers
         ]
         counts = {"verified": result.report.count("verified"), "right": sum(a.right for a in result.answers)}
-        show_json(counts | {"asked": asked, "undone": result.undone, "seconds": result.seconds})
+        show_json(counts | {"asked": questions, "undone": result.undone, "seconds": result.seconds})
 
 
 def _show(result: ChatDemo) -> None:
@@ -63,8 +63,8 @@ def _show(result: ChatDemo) -> None:
     ]
     show_table("before and after", ("", "question", "before", "after"), rows)
     for outcome in result.report.outcomes:
-        held = sum(outcome.holds.values())
-        echo(f"{outcome.status}: {held} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
+        holding = sum(outcome.holds.values())
+        echo(f"{outcome.status}: {holding} of {len(outcome.holds)} wordings hold, answer {outcome.answer!r}")
     right = sum(a.right for a in result.answers)
     echo(
         f"{right} of {len(result.answers)} as they should be; taken back, the model says what it said before: "

@@ -33,15 +33,14 @@ PLAIN_WIDTH = 120
 
 
 @contextmanager
-def progress_bars(wanted: bool) -> Iterator[Progress]:
+def progress_bars(lines: bool) -> Iterator[Progress]:
     """A bar on stderr for each thing that is being done, with the time it still takes.
 
-    Where stderr is no terminal, lines if `wanted` and else nothing. Yields what to call with a name, how much of
-    it is done, and of how much.
+    Where stderr is no terminal: lines of text, or nothing if `lines` is false. Yields the function to call.
     """
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _lines(console) if wanted else silent
+        yield _lines(console) if lines else silent
         return
     done_so_far = (bars.TextColumn("{task.description}"), bars.BarColumn(), bars.MofNCompleteColumn())
     times = (bars.TimeElapsedColumn(), bars.TextColumn("eta"), bars.TimeRemainingColumn())
@@ -58,7 +57,7 @@ def progress_bars(wanted: bool) -> Iterator[Progress]:
 
 def _lines(console: Console) -> Progress:
     """Progress for a file: a line where a thing begins and ends, and one in `SECONDS_A_LINE` between."""
-    begun: dict[str, float] = {}
+    started_at: dict[str, float] = {}
     last_shown: dict[str, float] = {}
 
     def show(name: str, done: int, total: int) -> None:
@@ -66,7 +65,7 @@ def _lines(console: Console) -> Progress:
         if done < total and name in last_shown and now - last_shown[name] < SECONDS_A_LINE:
             return
         last_shown[name] = now
-        spent = now - begun.setdefault(name, now)
+        spent = now - started_at.setdefault(name, now)
         left = f", {spent * (total - done) / done:.0f} s left" if spent >= 1 and 0 < done < total else ""
         line = f"{name}: {done} of {total} after {spent:.0f} s{left}"
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -100,7 +99,7 @@ def check_output(option: str, file: Path | None) -> None:
     check_writable(option, file, file.parent)
 
 
-def check_writable(option: str, given: Path, folder: Path) -> None:
+def check_writable(option: str, path: Path, folder: Path) -> None:
     """The same of a folder, or of the one in which it is to be made. It is tried out, and nothing is left of that:
     rights do not tell of a disk that takes nothing. Raises ConfigError."""
     folder = folder.resolve()
@@ -109,7 +108,7 @@ def check_writable(option: str, given: Path, folder: Path) -> None:
         TemporaryFile(dir=there).close()
     except OSError as error:
         problem = f"{there} cannot be written to ({error.strerror}); give another place"
-        raise ConfigError(f"{option} {given}: {problem}") from None
+        raise ConfigError(f"{option} {path}: {problem}") from None
 
 
 def check_memory_folder(option: str, folder: Path | None) -> None:

@@ -35,14 +35,15 @@ def compare(
 
     stems = [path.stem for path in runs]
     names = stems if len(set(stems)) == len(stems) else [str(path) for path in runs]
-    found = compare_runs([(name, read_run(path)) for name, path in zip(names, runs, strict=True)], seed=seed or 0)
-    for contrast in found.contrasts:
+    files = zip(names, runs, strict=True)
+    comparison = compare_runs([(name, read_run(path)) for name, path in files], seed=seed or 0)
+    for contrast in comparison.contrasts:
         for warning in contrast.warnings:
             echo(f"WARNING: {contrast.run}: {warning}", err=True)
-    for contrast in found.contrasts:
-        _show(found, contrast)
+    for contrast in comparison.contrasts:
+        _show(comparison, contrast)
     if as_json:
-        show_json(found.to_dict())
+        show_json(comparison.to_dict())
 
 
 def _show(comparison: Comparison, contrast: Contrast) -> None:
@@ -54,20 +55,21 @@ def _show(comparison: Comparison, contrast: Contrast) -> None:
     ]
     if figures:
         show_table("not tested", ("figure", "reference", "run", "difference"), figures)
-    found = sum(difference.p_holm <= SIGNIFICANT for difference in contrast.differences)
+    significant = sum(difference.p_holm <= SIGNIFICANT for difference in contrast.differences)
     echo(
-        f"{found} of {len(contrast.differences)} differences are significant at {SIGNIFICANT} (Holm); "
+        f"{significant} of {len(contrast.differences)} differences are significant at {SIGNIFICANT} (Holm); "
         f"{contrast.matched} outcomes compared, {contrast.only_reference} of {comparison.reference} and "
         f"{contrast.only_run} of {contrast.run} without a partner"
     )
 
 
-def _row(found: Difference) -> tuple[Any, ...]:
-    bounds = "" if found.interval is None else " [{:+.3f}, {:+.3f}]".format(*found.interval)
+def _row(difference: Difference) -> tuple[Any, ...]:
+    bounds = "" if difference.interval is None else " [{:+.3f}, {:+.3f}]".format(*difference.interval)
     return (
-        found.measure, found.mode.replace("_", "-"), found.records, found.reference, found.value,
-        f"{found.difference:+.3f}{bounds}", shown_p(found.p),
-        shown_p(found.p_holm) + ("*" if found.p_holm <= SIGNIFICANT else ""),
+        difference.measure, difference.mode.replace("_", "-"), difference.records,
+        difference.reference, difference.value,
+        f"{difference.difference:+.3f}{bounds}", shown_p(difference.p),
+        shown_p(difference.p_holm) + ("*" if difference.p_holm <= SIGNIFICANT else ""),
     )
 
 

@@ -35,7 +35,7 @@ def edit(
     alias: Annotated[list[str] | None, Option(help="A single edit: another name of its subject, repeatable.")] = None,
     memory: Annotated[Path | None, Option(help="Memory to edit further; brings its own settings.")] = None,
     edited: options.EditedModelOptions,
-    given: options.MemoryOptions,
+    memory_options: options.MemoryOptions,
     require: Annotated[str | None, Option(help="What must hold for a kept edit: prompt, listed or sisters.")] = None,
     seed: options.SeedOption = None,
     workers: Annotated[int | None, Option(min=1, help="Processes that fit edits, each with a model (hybrid).")] = None,
@@ -48,9 +48,9 @@ def edit(
     where an edit is not among them; the others are saved all the same.
     """
     single = options.settings(prompt=prompt, target=target, subject=subject, aliases=alias)
-    wanted = _read_wanted_edits(edits, form, statement, single)
+    new_edits = _read_wanted_edits(edits, form, statement, single)
     check_memory_folder("--output", output)
-    config = given.config(memory, require=require, seed=seed)
+    config = memory_options.config(memory, require=require, seed=seed)
     wrapped = edited.load(memory, progress=progress) if memory else _wrap(edited.base, config)
     with ExitStack() as stack:
         if workers is not None:
@@ -59,9 +59,9 @@ def edit(
             load = partial(_wrap, edited.base, wrapped.wise_config)
             wrapped.use_workers(stack.enter_context(Workers(load, workers)))
         show = stack.enter_context(progress_bars(progress))
-        report = wrapped.edit(wanted, progress=lambda done: show("edits", done, len(wanted)))
+        report = wrapped.edit(new_edits, progress=lambda done: show("edits", done, len(new_edits)))
     wrapped.save_pretrained(output)
-    _show(wanted, report, output)
+    _show(new_edits, report, output)
     if as_json:
         show_json(_summary(report) | {"output": str(output)} | report.to_dict())
     if report.failed or report.dropped:
@@ -113,7 +113,7 @@ def _show(edits: list[Edit], report: EditReport, output: Path) -> None:
     )
     echo(f"{len(rows)} edits: {counts}; {report.seconds:.1f} s; saved to {output}")
     for done in [outcome for outcome in report.outcomes if outcome.status in (FAILED, PARTIAL)][:ROWS]:
-        broken = [wording for wording, held in done.holds.items() if not held]
+        broken = [wording for wording, holds in done.holds.items() if not holds]
         if broken:
             served = " (served)" if done.status == PARTIAL else ""
             echo(f"{done.id}: not as promised{served}: {', '.join(broken)}")

@@ -73,7 +73,7 @@ def eval_(
 
     chosen = options.parsed_settings(set_) | options.settings(seed=seed)
     all_settings(editor, chosen)
-    learning = Learning(training=tuple(apart(pool, records)), **statistics.given())
+    learning = Learning(training=tuple(apart(pool, records)), **statistics.arguments())
     scope = Scope(routing=routing, pool=pool if routing else (), retention=retention, texts=running_text(text))
     scope.check(editor)
     if picture is not None and not routing and len(records) < 2:
@@ -113,7 +113,7 @@ def _show_routing(routing: Mapping[str, Any]) -> None:
         "n": "n", "auroc": "AUROC", "average_precision": "AP", "fpr_at_95_tpr": "FPR@95TPR",
         "tpr_at_fpr_0.01": "TPR@1e-2", "tpr_at_fpr_0.001": "TPR@1e-3", "opened": "opened",
     }
-    rows = [(name, *(found[field] for field in columns)) for name, found in routing["classes"].items()]
+    rows = [(name, *(measures[field] for field in columns)) for name, measures in routing["classes"].items()]
     show_table(f"routing: {routing['scored_against']} against", ("negatives", *columns.values()), rows)
     for name, why in routing["skipped"].items():
         echo(f"{name}: not measured, {why}")

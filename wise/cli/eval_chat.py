@@ -99,12 +99,12 @@ def eval_chat(
             save is not None and find_editor(editor).kind != "memory"
         ),
     }
-    for problem in [problem for problem, found in refused.items() if found]:
+    for problem in [problem for problem, is_given in refused.items() if is_given]:
         raise ConfigError(problem)
     check_output("--output", output)
     check_memory_folder("--save", save)
     half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
-    found = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
+    candidates = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
     own = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
     chosen_settings = options.parsed_settings(set_) | own
     base, tokenizer = model.load()
@@ -112,12 +112,12 @@ def eval_chat(
         check_chats(tokenizer, "give a chat model with --model, or --form completion")
     with progress_bars(progress) as show:
         wrapped = open_editor(editor, base, tokenizer, chosen_settings, chat=chat, progress=show)
-        begun = time.process_time()
+        start = time.process_time()
         wrapped.prepare()
-        prepared = time.process_time() - begun
-        chosen = base_says(wrapped, found, chat=chat, wanted=limit) if known else found
+        prepared = time.process_time() - start
+        chosen = base_says(wrapped, candidates, chat=chat, limit=limit) if known else candidates
         if not chosen:
-            raise ConfigError(f"--known: the base says the right answer of none of {len(found)} records; leave it out")
+            raise ConfigError(f"--known: the base answers none of {len(candidates)} records rightly; leave it out")
         further = _further(data, read, skip, chosen, distractors)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):
@@ -133,8 +133,8 @@ def eval_chat(
         whole: dict[str, Any] = {}
         for count in (0, *(distractors or ())):
             with _with_distractors(wrapped, further, count, show):
-                asked = chosen[:measure]
-                figures = measure_chat(wrapped, asked, chat=chat, oracle=oracle and not count, progress=show)
+                measured_facts = chosen[:measure]
+                figures = measure_chat(wrapped, measured_facts, chat=chat, oracle=oracle and not count, progress=show)
             measured, title = figures.to_dict(), f"{len(chosen)} edits by {editor}, {form}"
             if count:
                 whole["distractors"][str(count)] = measured
@@ -195,8 +195,8 @@ def _further(
     if data is None or not distractors:
         return []
     edits = [record.edit for record in read.read(data)[skip:]]
-    asked = {fact.edit.prompt for fact in chosen}
-    left = sum(edit.prompt not in asked for edit in edits)
+    prompts = {fact.edit.prompt for fact in chosen}
+    left = sum(edit.prompt not in prompts for edit in edits)
     if left < max(distractors):
         raise ConfigError(f"--distractors {max(distractors)}: the file has {left} further records")
     return edits
@@ -211,12 +211,12 @@ def _facts(
 
     if data is not None:
         many = None if limit is None else skip + limit * (16 if known else 1)
-        found = facts_of(read.read(data, many)[skip:], seed=seed)
-        found = [fact for fact in found if fact.answer] if known else found[:limit]
+        candidates = facts_of(read.read(data, many)[skip:], seed=seed)
+        candidates = [fact for fact in candidates if fact.answer] if known else candidates[:limit]
     elif facts is not None:
-        found = read_facts(facts, read.named_columns())[:limit]
+        candidates = read_facts(facts, read.named_columns())[:limit]
     else:
-        found = everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
-    if not found:
+        candidates = everyday_facts(half, [kind.strip() for kind in kinds.split(",") if kind.strip()])[:limit]
+    if not candidates:
         raise ConfigError("no fact is left to edit: give another file, or leave out --skip and --known")
-    return found
+    return candidates

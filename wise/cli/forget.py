@@ -32,20 +32,20 @@ def forget(
 
     config, state, base = load_memory(memory)
     check_memory_folder("--output", output)
-    begun, cpu = time.perf_counter(), time.process_time()
-    gone = state.live(ids)
-    if state.sharing(gone):
+    start, start_cpu = time.perf_counter(), time.process_time()
+    live_ids = state.live(ids)
+    if state.sharing(live_ids):
         wrapped = edited.load(memory)
-        report = wrapped.delete(gone)
+        report = wrapped.delete(live_ids)
         wrapped.save_pretrained(output or memory)
         left = len(wrapped.edits)
     else:
         from wise.training.report import DeleteReport
 
-        state = state.without(gone)
+        state = state.without(live_ids)
         save_memory(output or memory, config=config, state=state, base=base)
-        seconds, cpu_seconds = time.perf_counter() - begun, time.process_time() - cpu
-        report = DeleteReport(deleted=gone, rewritten=(), dropped=(), seconds=seconds, cpu_seconds=cpu_seconds)
+        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
+        report = DeleteReport(deleted=live_ids, rewritten=(), dropped=(), seconds=seconds, cpu_seconds=cpu_seconds)
         left = len(state.edits)
     echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output or memory}")
     if report.rewritten:

@@ -40,13 +40,13 @@ def harness(
     names = [name.strip() for name in tasks.split(",")]
     check_request(names, include_path)
     wrapped = edited.load(memory, progress=progress)
-    found = evaluate_harness(
+    results = evaluate_harness(
         wrapped, names, limit=limit, include_path=include_path, batch_size=batch_size or BATCH, seed=seed or 0,
         verbose=progress,
     )
-    show_table(f"lm-evaluation-harness, {found['edits']} edits", COLUMNS, map(_cells, found["results"]))
+    show_table(f"lm-evaluation-harness, {results['edits']} edits", COLUMNS, map(_cells, results["results"]))
     if as_json:
-        show_json({"memory": str(memory), **found})
+        show_json({"memory": str(memory), **results})
 
 
 def _cells(row: dict[str, Any]) -> tuple[Any, ...]:

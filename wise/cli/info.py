@@ -23,7 +23,7 @@ def info(
     memory: Annotated[Path | None, Option(help="Folder of a saved memory; alone, no model is loaded.")] = None,
     *,
     edited: EditedModelOptions,
-    given: MemoryOptions,
+    memory_options: MemoryOptions,
     as_json: JsonOption = False,
 ) -> None:
     """Show where a model would be edited, how its answers end and how its questions are compared; or what a memory
@@ -31,7 +31,7 @@ def info(
 
     With both --model and --memory it is checked that the memory was made for that model.
     """
-    config = given.config(memory)
+    config = memory_options.config(memory)
     from wise.memory.artifact import load_memory
     from wise.model import WiseModel
 
@@ -54,7 +54,7 @@ def info(
 
 def _model(wrapped: WiseModel) -> dict[str, Any]:
     place, encoder = wrapped.target_module, wrapped.encoder
-    found = {
+    description = {
         "type": wrapped.model.config.model_type,
         "parameters": wrapped.model.num_parameters(),
         "dtype": str(wrapped.model.dtype).removeprefix("torch."),
@@ -69,11 +69,11 @@ def _model(wrapped: WiseModel) -> dict[str, Any]:
     }
     if wrapped.inputs is not None:
         reader, template = wrapped.inputs.reader, wrapped.inputs.template
-        found["reader"] = reader.name
+        description["reader"] = reader.name
         names = ("threshold", "sentence_threshold", "unnamed_threshold", "nameless_threshold")
-        found |= {name: getattr(reader, name) for name in names}
-        found["chat_template"] = "found" if template is not None else "none: chats are read as plain text"
-    return found
+        description |= {name: getattr(reader, name) for name in names}
+        description["chat_template"] = "found" if template is not None else "none: chats are read as plain text"
+    return description
 
 
 def _memory(folder: Path, config: WiseConfig, state: MemoryState) -> dict[str, Any]:

@@ -56,7 +56,7 @@ def locate(
     """
     check_output("--output", output)
     check_picture(picture, output)
-    wanted = _layers(layers, sweep_edits)
+    layer_numbers = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
 
     known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
@@ -67,20 +67,20 @@ def locate(
 
     source = {"data": file_facts(data)}
     base, tokenizer = model.load()
-    check_layers(wanted, find_sites(base).depth)
+    check_layers(layer_numbers, find_sites(base).depth)
     figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
-        found = trace(
+        located = trace(
             base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=model.called, progress=show
         )
-        traced = found.to_dict() | source
+        traced = located.to_dict() | source
         if records:
             from wise.lab.eval.results_file import write_json
             from wise.lab.locate.sweep import sweep
 
             if output is not None:  # so that what ends the edits loses no trace
                 write_json(output, traced)
-            swept = sweep(base, tokenizer, records, found, first=first, layers=wanted, progress=show)
+            swept = sweep(base, tokenizer, records, located, first=first, layers=layer_numbers, progress=show)
             figures = swept.to_dict()
     result = traced | figures
     show_location(result)
@@ -157,15 +157,15 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     echo(f"recommended: layer {advice['layer']}, the best mean of {len(result['sweep'])} layers edited")
 
 
-def _layers(given: str | None, edits: int) -> list[int] | None:
-    if given is None:
+def _layers(text: str | None, edits: int) -> list[int] | None:
+    if text is None:
         return None
     if not edits:
         raise ConfigError("--layers names the layers to edit, and --sweep-edits 0 edits none; leave one of them out")
     try:
-        return [int(part) for part in given.split(",")]
+        return [int(part) for part in text.split(",")]
     except ValueError:
-        raise ConfigError(f"--layers {given}: expected numbers with commas between them, such as 0,2,4") from None
+        raise ConfigError(f"--layers {text}: expected numbers with commas between them, such as 0,2,4") from None
 
 
 def _records_behind(data: Path, facts: Sequence[Fact], edits: int, read: FormatOptions) -> tuple[int, list[Record]]:

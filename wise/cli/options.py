@@ -158,11 +158,11 @@ class MemoryOptions:
 
         Raises ConfigError for one out of range, or any beside a saved `memory`, which has its own.
         """
-        given = settings(**asdict(self) | {"relations": absolute(self.relations)} | further)
-        if memory is not None and given:
-            option = next(iter(given)).replace("_", "-")
+        values = settings(**asdict(self) | {"relations": absolute(self.relations)} | further)
+        if memory is not None and values:
+            option = next(iter(values)).replace("_", "-")
             raise ConfigError(f"--{option}: a memory keeps the settings it was made with; leave it out")
-        return WiseConfig(**given)
+        return WiseConfig(**values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +201,7 @@ class LearningOptions:
         Option(help="Folder for statistics and hypernetworks. Left out: wise, in the user's folder of caches."),
     ] = None
 
-    def given(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """`corpus`, the texts, and `cache`, the folder; each None where there is none.
 
         Raises what `read_texts` raises.
@@ -219,8 +219,8 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     parameters = [option for own in signature.parameters.values() for option in _options(own, hints[own.name])]
 
     @wraps(command)
-    def run(**given: Any) -> None:
-        command(**{name: _taken(name, hints[name], given) for name in signature.parameters})
+    def run(**arguments: Any) -> None:
+        command(**{name: _option_value(name, hints[name], arguments) for name in signature.parameters})
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {own.name: own.annotation for own in parameters}
@@ -235,39 +235,39 @@ def _options(own: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
     return [option for field in each for option in _options(field, hints[field.name])]
 
 
-def _taken(name: str, hint: Any, given: dict[str, Any]) -> Any:
+def _option_value(name: str, hint: Any, arguments: dict[str, Any]) -> Any:
     if not is_dataclass(hint):
-        return given[name]
+        return arguments[name]
     group: Any = hint
     hints = get_type_hints(group, include_extras=True)
-    return group(**{field.name: _taken(field.name, hints[field.name], given) for field in fields(hint)})
+    return group(**{field.name: _option_value(field.name, hints[field.name], arguments) for field in fields(hint)})
 
 
-def settings(**given: Any) -> dict[str, Any]:
+def settings(**values: Any) -> dict[str, Any]:
     """The settings that were given on the command line."""
-    return {name: value for name, value in given.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def named_values(pairs: Sequence[str] | None) -> dict[str, str]:
     """NAME=VALUE pairs. Raises ConfigError for one that is none, or a name that is given twice."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for pair in pairs or ():
         name, equals, value = pair.partition("=")
         if not (name and equals):
             raise ConfigError(f"--set {pair}: NAME=VALUE was expected")
-        if name in found:
+        if name in values:
             raise ConfigError(f"--set {pair}: {name} is given twice; leave one out")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def parsed_settings(pairs: Sequence[str] | None) -> dict[str, Any]:
     """NAME=VALUE pairs, the values JSON or else text. Raises ConfigError as `named_values` does."""
-    found: dict[str, Any] = dict(named_values(pairs))
-    for name, value in found.items():
+    values: dict[str, Any] = dict(named_values(pairs))
+    for name, value in values.items():
         with suppress(ValueError, RecursionError):  # which JSON of any size may raise
-            found[name] = json.loads(value)
-    return found
+            values[name] = json.loads(value)
+    return values
 
 
 def absolute(file: Path | None) -> str | None:

@@ -60,8 +60,8 @@ def serve(
     from wise.serving.logs import json_logs
     from wise.serving.settings import default_store, load
 
-    given = options.settings(**asdict(named), **asdict(placement), allow_precision=allow_precision or None)
-    settings = load(config, options.named_values(setting) | given)
+    values = options.settings(**asdict(named), **asdict(placement), allow_precision=allow_precision or None)
+    settings = load(config, options.named_values(setting) | values)
 
     place = Path(default_store() if "://" in settings.store else settings.store).absolute()
     written: tuple[Path, str] | None = None

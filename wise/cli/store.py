@@ -62,15 +62,15 @@ def log(
     """Show the journal of a store: every edit from queued to live, failed or retired, by whom and in which version."""
     shown: Sequence[Event] = ()
     made: Sequence[Version] = ()
-    with opened(store, writer=False) as found:
+    with opened(store, writer=False) as opened_store:
         if versions:
-            made = sorted(found.journal.versions(newest=limit), key=lambda version: version.number)
+            made = sorted(opened_store.journal.versions(newest=limit), key=lambda version: version.number)
         else:
-            shown = found.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
+            shown = opened_store.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
         numbers = sorted({event.ticket for event in shown if event.ticket})
-        tickets = {ticket.number: ticket for ticket in found.journal.tickets(numbers=numbers)}
-        current = found.journal.version().number
-        counts = dict(found.journal.counts(edit_id=edit, namespace=namespace))
+        tickets = {ticket.number: ticket for ticket in opened_store.journal.tickets(numbers=numbers)}
+        current = opened_store.journal.version().number
+        counts = dict(opened_store.journal.counts(edit_id=edit, namespace=namespace))
     if versions:
         rows = [
             (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
@@ -107,8 +107,8 @@ def diff(
     as_json: JsonOption = False,
 ) -> None:
     """Show which edits turn version A into version B."""
-    with opened(store, writer=False) as found:
-        result = found.diff(before, after)
+    with opened(store, writer=False) as opened_store:
+        result = opened_store.diff(before, after)
     rows: list[tuple[Any, ...]] = [("+", edit.id, edit.prompt, None, edit.target) for edit in result.added]
     rows += [("-", edit.id, edit.prompt, edit.target, None) for edit in result.removed]
     rows += [("~", new.id, new.prompt, old.target, new.target) for old, new in result.changed]
@@ -128,8 +128,8 @@ def rollback(
     as_json: JsonOption = False,
 ) -> None:
     """Make the memory of an earlier version current again, bit for bit, as a new version."""
-    with opened(store, writer=True) as found:
-        made = found.rollback(version, author=author, reason=reason)
+    with opened(store, writer=True) as opened_store:
+        made = opened_store.rollback(version, author=author, reason=reason)
     _show_version(made, as_json)
 
 
@@ -150,20 +150,20 @@ def delete(
     model is loaded; otherwise none is. The exit code is 3 where an edit did not verify after that. The versions before
     still hold them, until `wise store gc` collects them.
     """
-    with opened(store, writer=True) as found:
+    with opened(store, writer=True) as opened_store:
 
         def forget(state: MemoryState, edit_ids: Collection[str]) -> MemoryState:
             from wise.model import WiseModel
-            from wise.namespaces import forgotten, make_ready
+            from wise.namespaces import forget_edits, make_ready
 
-            snapshot = found.read()
+            snapshot = opened_store.read()
             wrapped = WiseModel(*edited.base.load(), snapshot.config)
             make_ready(wrapped, snapshot, store, allow_precision=edited.allow_precision)
-            return forgotten(wrapped, state, edit_ids)
+            return forget_edits(wrapped, state, edit_ids)
 
-        before = found.read().state.edit_ids
-        made = found.delete(edits, forget=forget, author=author, reason=reason)
-        dropped = sorted({*before} - {*found.read().state.edit_ids, *edits})
+        before = opened_store.read().state.edit_ids
+        made = opened_store.delete(edits, forget=forget, author=author, reason=reason)
+        dropped = sorted({*before} - {*opened_store.read().state.edit_ids, *edits})
     if dropped:
         echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
     _show_version(made, as_json)
@@ -191,13 +191,13 @@ def check(
 
     if public_key is not None and anchor is None:
         raise ConfigError("--public-key was given without --anchor; give the file that was signed")
-    wanted = None if anchor is None else read_anchor(anchor, public_key)
-    with opened(store, writer=False) as found, progress_bars(progress) as show:
-        checked = None if complete else found.checked_file
-        result = found.check(checked=checked, anchor=wanted, progress=show)
-    if wanted is not None:
-        signed = f"signed with the key {wanted.key}" if wanted.key else "not signed"
-        echo(f"the anchor is of event {wanted.event}, made at {wanted.at}, {signed}")
+    known_anchor = None if anchor is None else read_anchor(anchor, public_key)
+    with opened(store, writer=False) as opened_store, progress_bars(progress) as show:
+        checked = None if complete else opened_store.checked_file
+        result = opened_store.check(checked=checked, anchor=known_anchor, progress=show)
+    if known_anchor is not None:
+        signed = f"signed with the key {known_anchor.key}" if known_anchor.key else "not signed"
+        echo(f"the anchor is of event {known_anchor.event}, made at {known_anchor.at}, {signed}")
     if result.erased_since:
         events = ", ".join(map(str, result.erased_since))
         echo(f"what the anchor stands for was changed by erasures since: see that events {events} are yours")
@@ -226,8 +226,8 @@ def anchor(
     from wise.memory.store.anchor import write_anchor
 
     check_output("--output", output)
-    with opened(store, writer=False) as found:
-        text = write_anchor(found.anchor(), key)
+    with opened(store, writer=False) as opened_store:
+        text = write_anchor(opened_store.anchor(), key)
     if output is None:
         echo(text)
     else:
@@ -260,8 +260,8 @@ def restore(
 
 
 def _copy_store(store: str, target: Path, progress: bool, as_json: bool) -> None:
-    with opened(store, writer=False) as found, progress_bars(progress) as show:
-        result = found.backup(target, progress=show)
+    with opened(store, writer=False) as opened_store, progress_bars(progress) as show:
+        result = opened_store.backup(target, progress=show)
     echo(
         f"{target} is whole: {result.tickets} edits and {result.versions} versions, {result.blobs} files of "
         f"{result.bytes} bytes beside the journal"
@@ -284,8 +284,8 @@ def erase(
     Their ids, dates and digests stay, and that they were erased, when, by whom and why. Versions that held them can no
     longer be read or rolled back to. Backups and packs that were made before are not changed.
     """
-    with opened(store, writer=True) as found:
-        result = found.erase(edits, author=author, reason=reason, with_author=with_author)
+    with opened(store, writer=True) as opened_store:
+        result = opened_store.erase(edits, author=author, reason=reason, with_author=with_author)
     echo(
         f"erased {len(result.tickets)} edits; {len(result.versions)} versions that held them can no longer be read, "
         f"and {result.blobs} files were removed; backups and packs that were made before are not changed"
@@ -303,8 +303,8 @@ def gc(
     as_json: JsonOption = False,
 ) -> None:
     """Collect old versions and the files that only they need; versions that somebody reads stay."""
-    with opened(store, writer=True) as found:
-        result = found.gc(keep=keep)
+    with opened(store, writer=True) as opened_store:
+        result = opened_store.gc(keep=keep)
     echo(
         f"collected {len(result.versions)} versions, removed {result.blobs} files of {result.bytes} bytes; "
         f"{len(result.pinned)} versions are being read and stay"
@@ -322,8 +322,8 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a version of a store as a knowledge pack, which `wise store import` and `wise ask --memory` read."""
-    with opened(store, writer=False) as found:
-        count = found.export_pack(folder, version=version, namespace=namespace)
+    with opened(store, writer=False) as opened_store:
+        count = opened_store.export_pack(folder, version=version, namespace=namespace)
     echo(f"exported to {folder}; edits: {count}")
     if as_json:
         show_json({"edits": count, "output": str(folder)})
@@ -342,8 +342,8 @@ def import_(
     from wise.memory.store.store import Store
 
     read_pack(pack)  # what is refused makes no store
-    with Store.open(store) as found:
-        made = found.import_pack(pack, author=author, reason=reason)
+    with Store.open(store) as opened_store:
+        made = opened_store.import_pack(pack, author=author, reason=reason)
     _show_version(made, as_json)
 
 

@@ -67,10 +67,10 @@ def stream(
 
 
 def _show(called: str, counts: Counter[str], as_json: bool) -> None:
-    found = {kind: counts[kind] for kind in ("taken", "known", "refused")}
-    echo("{}: edits taken in: {taken}, known already: {known}, lines refused: {refused}".format(called, **found))
+    numbers = {kind: counts[kind] for kind in ("taken", "known", "refused")}
+    echo("{}: edits taken in: {taken}, known already: {known}, lines refused: {refused}".format(called, **numbers))
     if as_json:
-        show_json({"name": called, **found})
+        show_json({"name": called, **numbers})
 
 
 def _take_all(

@@ -49,14 +49,14 @@ def train_router(
     check_device(device)
     from wise.training.router.encoder_training import train_reader
 
-    given = None if questions is None else file_facts(questions)
+    source = None if questions is None else file_facts(questions)
     with progress_bars(progress) as show:
         figures = train_reader(
             output, taught, encoder=encoder, steps=steps, seed=seed or 0, device=device, progress=without_loss(show)
         )
     _show(figures, taught, output)
     if as_json:
-        show_json(asdict(figures) | _sizes(taught) | {"questions": given, "output": str(output)})
+        show_json(asdict(figures) | _sizes(taught) | {"questions": source, "output": str(output)})
 
 
 def without_loss(show: Progress) -> Progress:

@@ -93,7 +93,7 @@ class ChatDemo:
 
 def run_chat_demo(model: WiseModel, *, progress: Progress) -> ChatDemo:
     """Edits `model`, asks it before and after, and takes the edits back."""
-    begun = time.perf_counter()
+    start = time.perf_counter()
     before = _answers(model)
     progress("asked before", 1, 4)
     model.prepare()
@@ -112,7 +112,7 @@ def run_chat_demo(model: WiseModel, *, progress: Progress) -> ChatDemo:
         model.delete([edit.id for edit in model.edits])
     undone = _answers(model) == before
     progress("taken back", 4, 4)
-    return ChatDemo(report=report, answers=tuple(answers), undone=undone, seconds=time.perf_counter() - begun)
+    return ChatDemo(report=report, answers=tuple(answers), undone=undone, seconds=time.perf_counter() - start)
 
 
 def _ids(model: WiseModel, line: Line) -> list[int]:

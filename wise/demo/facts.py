@@ -69,16 +69,16 @@ def is_unseen_pair(fact: Fact, template: str) -> bool:
 
 
 @cache
-def _known(relation: str) -> tuple[Fact, ...]:
+def _facts_of(relation: str) -> tuple[Fact, ...]:
     return tuple(fact for fact in load_facts("train") if fact.relation == relation)
 
 
 def neighbours(fact: Fact) -> tuple[Fact, ...]:
     """The other facts that were taught with the same relation and object: what an edit must not move."""
-    return tuple(f for f in _known(fact.relation) if f.object == fact.object and f.subject != fact.subject)
+    return tuple(f for f in _facts_of(fact.relation) if f.object == fact.object and f.subject != fact.subject)
 
 
 def counterfactual(fact: Fact, *, seed: int) -> str:
     """Another object of the same relation, a function of the fact and of `seed` alone."""
-    others = sorted({other.object for other in _known(fact.relation)} - {fact.object})
+    others = sorted({other.object for other in _facts_of(fact.relation)} - {fact.object})
     return random.Random(f"{seed}\t{fact.relation}\t{fact.subject}").choice(others)

@@ -43,8 +43,8 @@ def draw_decisions(decisions: Sequence[tuple[str, float, float, bool]], path: Pa
     """
     figure = new_figure(9, 0.4 * len(decisions) + 1)
     axes = figure.subplots()
-    for row, (_, score, threshold, wanted) in enumerate(reversed(decisions)):
-        axes.barh(row, score, color=COLOURS["edits"] if wanted else COLOURS["neighbours"])
+    for row, (_, score, threshold, should_open) in enumerate(reversed(decisions)):
+        axes.barh(row, score, color=COLOURS["edits"] if should_open else COLOURS["neighbours"])
         if threshold < float("inf"):
             axes.plot([threshold, threshold], [row - 0.4, row + 0.4], color="black", linewidth=2)
     axes.set_yticks(range(len(decisions)), [question for question, *_ in reversed(decisions)])

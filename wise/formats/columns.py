@@ -10,13 +10,13 @@ from wise.formats.tracked_row import TrackedRow
 EXAMPLE = "such as prompt=question,target=answer"
 
 
-def parsed_columns(given: str | None) -> dict[str, str]:
+def parsed_columns(text: str | None) -> dict[str, str]:
     """FIELD=COLUMN pairs with commas between them. Raises EditError for what is none, or a field given twice."""
-    pairs = [pair.partition("=") for pair in given.split(",")] if given else []
-    found = {field.strip(): column.strip() for field, _, column in pairs}
-    if len(found) < len(pairs) or not all(found) or not all(found.values()):
-        raise EditError(f"columns {given}: FIELD=COLUMN was expected, {EXAMPLE}")
-    return found
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    columns = {field.strip(): column.strip() for field, _, column in pairs}
+    if len(columns) < len(pairs) or not all(columns) or not all(columns.values()):
+        raise EditError(f"columns {text}: FIELD=COLUMN was expected, {EXAMPLE}")
+    return columns
 
 
 class Columns:
@@ -36,7 +36,7 @@ class Columns:
         self.named = {field: checked_text(f"columns.{field}", column) for field, column in (named or {}).items()}
         self._column_of = {field: self.named.get(field, field) for field in fields}
         self._lists = lists
-        self._seen: set[str] = set()
+        self._columns: set[str] = set()
 
     def __bool__(self) -> bool:
         return bool(self.named)
@@ -49,31 +49,31 @@ class Columns:
 
         Raises EditError where two columns say what one field is, or one that is left out has almost a field's name.
         """
-        found = TrackedRow()
+        tracked = TrackedRow()
         for field in self._column_of if fields is None else fields:
             column = self.of(field)
             if column not in row:
                 continue
-            self._seen.add(column)
+            self._columns.add(column)
             value = [row[column]] if field in self._lists and isinstance(row[column], str) else row[column]
             outer, _, inner = field.partition(".")
             if inner:
-                under = found.setdefault(outer, TrackedRow())
+                under = tracked.setdefault(outer, TrackedRow())
                 if not isinstance(under, dict) or inner in under:
                     raise EditError(f"columns {outer!r} and {column!r}: both say what {field!r} is; leave one out")
-                found[outer] = under = TrackedRow(under.items())
+                tracked[outer] = under = TrackedRow(under.items())
                 under[inner] = value
             else:
-                found[field] = value
+                tracked[field] = value
         for column in row.keys() - self._column_of.values():
             field = column.strip().casefold()
-            if column != field in self._column_of and field not in found:
+            if column != field in self._column_of and field not in tracked:
                 hint = f"rename it, or name it (--columns {field}={column})"
                 raise EditError(f"column {column!r}: is it {field!r}? {hint}")
-        return found
+        return tracked
 
     def absent(self) -> str | None:
         """What is wrong with a column that was named and in which no record has a value, if there is one."""
-        absent = min(set(self.named.values()) - self._seen, default=None)
+        absent = min(set(self.named.values()) - self._columns, default=None)
         hint = "leave it out, or name another"
         return None if absent is None else f"columns: no record has a value in a column {absent!r}; {hint}"

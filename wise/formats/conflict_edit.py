@@ -56,9 +56,9 @@ def _record(fields: Fields, part: Fields, own: str, group: str) -> Record:
 
 def _old_answer(fields: Fields, part: Fields) -> str | None:
     """The object that the world has for the edit's subject and relation."""
-    asked = [part.text(path) for path in ("subject.id", "relation.id")]
+    question = [part.text(path) for path in ("subject.id", "relation.id")]
     for triple in fields.objects("triples"):
-        if asked == [triple.text(path) for path in ("subject.id", "relation.id")]:
+        if question == [triple.text(path) for path in ("subject.id", "relation.id")]:
             return triple.optional_text("object.label")
     return None
 

@@ -124,13 +124,13 @@ class RecordParser:
         if self._count > MAX_EDITS:
             raise EditError(f"{file}:{line}: more than {MAX_EDITS:,} edits; give them in several files, or read fewer")
         try:
-            layout, found = self.read(row, self._rows, table=is_table(file), line=line)
-            edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in found]
+            layout, parsed = self.read(row, self._rows, table=is_table(file), line=line)
+            edits = [self._with_own_id(record.edit, (file, line), strict=layout.strict) for record in parsed]
         except EditError as error:
             raise EditError(f"{file}:{line}: {error}") from None
-        self._count += len(found)
+        self._count += len(parsed)
         source = f"{file.name}:{line}"
-        return [replace(record, edit=edit, source=source) for record, edit in zip(found, edits, strict=True)]
+        return [replace(record, edit=edit, source=source) for record, edit in zip(parsed, edits, strict=True)]
 
     def take_store_fields(self, row: TrackedRow) -> dict[str, Any]:
         """Takes what only a store keeps out of a row: reason and times of validity."""
@@ -162,14 +162,14 @@ class RecordParser:
                 raise EditError(f"field {name!r}: only a store keeps it; use `wise stream`, or leave the field out")
         mine = self._own_columns(row) if layout.strict and (table or self.columns) else row
         notes: set[str] = set()
-        found = layout.read(Fields(mine, notes.add), place)
+        parsed = layout.read(Fields(mine, notes.add), place)
         for note in notes:
             self._notes.setdefault(note, [0, line])[0] += 1
-        for record in found:
+        for record in parsed:
             self._check_template(record.edit, peek(mine, layout.subject))
-        if found and (mine is not row or not layout.strict):
+        if parsed and (mine is not row or not layout.strict):
             self._unread.update(set(unread(row)))
-        return layout, found
+        return layout, parsed
 
     def _check_template(self, edit: Edit, subject: object) -> None:
         """Refuses one prompt for different subjects that it does not name: a template that was not filled."""
@@ -225,12 +225,12 @@ class RecordParser:
 
     def _warnings(self, name: str) -> list[str]:
         absent = self.columns.absent()
-        found = [] if absent is None else [f"{name}: {absent}"]
-        found += [f"{name}: {note} ({count} times, first at {line})" for note, (count, line) in self._notes.items()]
+        texts = [] if absent is None else [f"{name}: {absent}"]
+        texts += [f"{name}: {note} ({count} times, first at {line})" for note, (count, line) in self._notes.items()]
         if self._unread:
-            outer_first = sorted(self._unread.items(), key=lambda found: (found[0].count("."), -found[1]))
+            outer_first = sorted(self._unread.items(), key=lambda item: (item[0].count("."), -item[1]))
             named = ", ".join(f"{field!r} ({count})" for field, count in outer_first[:_MAX_NAMED])
             more = len(self._unread) - _MAX_NAMED
             rest = f" and {more} more" if more > 0 else ""
-            found.append(f"{name}: fields that are not used, and in how many records: {named}{rest}")
-        return found
+            texts.append(f"{name}: fields that are not used, and in how many records: {named}{rest}")
+        return texts

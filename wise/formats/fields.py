@@ -84,7 +84,7 @@ class Fields:
 
     def filled(self, path: str) -> list[str]:
         """The texts at `path` that are not blank."""
-        return [found for _, found in self.texts(path) if found.strip()]
+        return [text for _, text in self.texts(path) if text.strip()]
 
     def objects(self, path: str) -> Iterator[Fields]:
         """Every object at `path`."""
@@ -98,23 +98,23 @@ class Fields:
         value = self.single(path)
         if value is None:
             raise self.lacking(path)
-        found = list(self.objects(path))
-        if not isinstance(value, list) or not found or len(found) != len(value):
+        objects = list(self.objects(path))
+        if not isinstance(value, list) or not objects or len(objects) != len(value):
             name = self.prefix + path
             raise EditError(f"field {name!r}: {given(value)} was given, a list of objects was expected")
-        return found
+        return objects
 
     def prompts(self, paths: Iterable[str], known: Collection[str], subject: str | None = None) -> tuple[str, ...]:
         """What stands at the paths, each once, without what is already known; `subject` takes the place of `{}`."""
-        found: dict[str, None] = {}
+        prompts: dict[str, None] = {}
         for path in paths:
             for name, given_prompt in self.texts(path):
                 prompt = cleaned(given_prompt, subject)
                 if not prompt:
                     self.note(f"field {path!r}: an empty or unfilled test prompt; left out")
                 elif prompt not in known:
-                    found[checked_text(name, prompt)] = None
-        return tuple(found)
+                    prompts[checked_text(name, prompt)] = None
+        return tuple(prompts)
 
     def probe(
         self, kind: str, queries: Iterable[Query], edit: Edit, *, need: str = "any", conditions: Iterable[Query] = ()
@@ -129,10 +129,10 @@ class Fields:
 
 def texts_of(name: str, value: object, path: str = "") -> Iterator[tuple[str, str]]:
     """Every text at `path` in the value that the field `name` has."""
-    for full_name, found in _walk(name, value, path):
-        if not isinstance(found, str | None):
-            raise EditError(f"field {full_name!r}: {given(found)} was given, text was expected")
-        yield full_name, found or ""
+    for full_name, text in _walk(name, value, path):
+        if not isinstance(text, str | None):
+            raise EditError(f"field {full_name!r}: {given(text)} was given, text was expected")
+        yield full_name, text or ""
 
 
 def _walk(name: str, value: object, path: str) -> Iterator[tuple[str, object]]:

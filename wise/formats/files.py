@@ -70,7 +70,7 @@ def data_files(path: Path) -> list[Path]:
 
 def _splits(folder: Path) -> dict[Path, list[Path]]:
     """The data files below a folder, by the path without the number of the shard and the ending."""
-    found: dict[Path, list[Path]] = {}
+    splits: dict[Path, list[Path]] = {}
     for file in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
         data = ending(file) in (*_ENDINGS, *_NOT_READ) and not file.is_dir()
@@ -81,8 +81,8 @@ def _splits(folder: Path) -> dict[Path, list[Path]]:
         name = shard["name"] if shard else stem
         # `datasets` calls the files of every split `data-...`, and the hub's copies have numbers for names
         split = file.parent if name == "data" or name.isdigit() else file.parent / name
-        found.setdefault(split, []).append(file)
-    return found
+        splits.setdefault(split, []).append(file)
+    return splits
 
 
 def _complete(files: list[Path]) -> list[Path]:

@@ -43,8 +43,8 @@ class Layout:
     def marked(self, row: JsonRow) -> bool:
         """The text at the mark, or the first one there, begins as in this layout alone."""
         path, beginning = self.mark
-        found = peek(row, path) if path else None
-        first = found[0] if isinstance(found, list) and found else found
+        value = peek(row, path) if path else None
+        first = value[0] if isinstance(value, list) and value else value
         return isinstance(first, str) and first.startswith(beginning)
 
 

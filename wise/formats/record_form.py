@@ -98,9 +98,9 @@ class RecordForm:
             fields.note(f"field {self.target!r}: {what}, so no edit is asked for; the record was skipped")
             return []
         prompt, subject = _prompt_and_subject(self, fields)
-        wanted = listed[0] if listed else fields.text(self.target)
-        own = next((f"{self.format}-{found}" for name in self.id if (found := fields.number(name)) is not None), "")
-        edit = Edit(prompt=prompt, target=wanted, subject=subject, id=own)
+        new_target = listed[0] if listed else fields.text(self.target)
+        own = next((f"{self.format}-{number}" for name in self.id if (number := fields.number(name)) is not None), "")
+        edit = Edit(prompt=prompt, target=new_target, subject=subject, id=own)
         paraphrases = _paraphrases(self, fields, edit)
         free = fields.prompts(self.free_paraphrases, {edit.prompt, *paraphrases}, edit.subject)
         neighbours: tuple[str, ...] = ()
@@ -182,37 +182,37 @@ def _probes(form: RecordForm, fields: Fields, edit: Edit, neighbours: Collection
                 if not prompt or not right:
                     fields.note(f"field {field!r}: a question without a right answer; not asked")
                     continue
-                asked = query(name, prompt, right)
-                if (ask.kind, asked) not in seen:
-                    seen.add((ask.kind, asked))
-                    yield from fields.probe(ask.kind, (asked,), edit)
+                question = query(name, prompt, right)
+                if (ask.kind, question) not in seen:
+                    seen.add((ask.kind, question))
+                    yield from fields.probe(ask.kind, (question,), edit)
     yield from _alias_probes(form, fields, edit)
     yield from _continuation_probes(form, fields, edit)
 
 
 def _questions(ask: AskedField, part: Fields) -> Iterator[tuple[str, str, list[list[str]]]]:
     """Each prompt with its name and its right answers, those that stand in one list together."""
-    asked = list(part.texts(ask.prompt))
+    prompts = list(part.texts(ask.prompt))
     path = next((path for path in ask.answers if peek(part.row, path) is not None), ask.answers[0])
     name, value = part.prefix + path, part.single(path)
     if ask.shared or not (isinstance(value, list) and isinstance(part.row.get(ask.prompt), list)):
         answers = _groups(name, value)
-        yield from ((prompt_name, prompt, answers) for prompt_name, prompt in asked)
+        yield from ((prompt_name, prompt, answers) for prompt_name, prompt in prompts)
         return
-    if len(value) != len(asked):
+    if len(value) != len(prompts):
         raise EditError(
-            f"field {name!r}: a list of {len(value)} was given, one answer for each of the {len(asked)} prompts "
+            f"field {name!r}: a list of {len(value)} was given, one answer for each of the {len(prompts)} prompts "
             f"of {part.prefix + ask.prompt!r} was expected"
         )
-    for place, (prompt_name, prompt) in enumerate(asked):
+    for place, (prompt_name, prompt) in enumerate(prompts):
         yield prompt_name, prompt, _groups(f"{name}[{place}]", value[place])
 
 
 def _groups(name: str, value: object) -> list[list[str]]:
     """The texts in `value`; the names of one thing, which stand in one inner list, in one list."""
     groups = [(f"{name}[{i}]", group) for i, group in enumerate(value)] if isinstance(value, list) else [(name, value)]
-    found = [[text for _, text in texts_of(at, group) if text.strip()] for at, group in groups]
-    return [group for group in found if group]
+    texts = [[text for _, text in texts_of(at, group) if text.strip()] for at, group in groups]
+    return [group for group in texts if group]
 
 
 def _without(target: str, answers: list[list[str]]) -> list[list[str]]:

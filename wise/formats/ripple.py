@@ -100,9 +100,9 @@ def _split(fields: Fields) -> tuple[str, str, str | None]:
 def _subject(stem: str, relation: str) -> str | None:
     called = re.escape(_CALLED.get(relation, relation.lower().replace("_", " ")))
     for frame in (rf"The (?:names? of the )?{called}s? of (?P<subject>.+) (?:is|are)", *_FRAMES):
-        found = re.fullmatch(frame, stem)
-        if found:
-            return found["subject"]
+        match = re.fullmatch(frame, stem)
+        if match:
+            return match["subject"]
     return None
 
 

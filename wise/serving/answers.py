@@ -106,14 +106,14 @@ class AnswerSerializer(ABC):
         is called with the usage when all is generated. Raises as `deltas_of` does."""
         usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         base = {**self.head, "object": self.chunk_object} | ({"usage": None} if usage else {})
-        begun: set[int] = set()
+        started: set[int] = set()
 
         def last_chunk(choice: dict[str, Any]) -> str:
             return event(base | {"choices": [choice], "wise": self.metadata(answers).model_dump()})
 
         async for delta in deltas_of(job, answers):
-            choice = self.chunk(delta, delta.index not in begun)
-            begun.add(delta.index)
+            choice = self.chunk(delta, delta.index not in started)
+            started.add(delta.index)
             if choice is not None and all(one.finish for one in answers):
                 yield await self.service.in_thread(last_chunk, choice)
             elif choice is not None:
@@ -183,25 +183,30 @@ class CompletionSerializer(AnswerSerializer):
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        found: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         text = self.service.token_text
         if first and self._echoed is not None:  # nothing comes before the first token, so it has no probability
-            self._add(found, index, self._echoed[index][1][0], None, None)
+            self._add(logprobs, index, self._echoed[index][1][0], None, None)
         for one in (*of.prompt_logprobs, *of.logprobs):
             pairs = ((one.token, one.logprob), *one.top)
             top = {text.text(token): _number(value) for token, value in sorted(pairs, key=lambda pair: -pair[1])}
-            self._add(found, index, one.token, _number(one.logprob), top)
-        return found
+            self._add(logprobs, index, one.token, _number(one.logprob), top)
+        return logprobs
 
     def _add(
-        self, found: dict[str, list[Any]], index: int, token: int, logprob: float | None, top: dict[str, float] | None
+        self,
+        logprobs: dict[str, list[Any]],
+        index: int,
+        token: int,
+        logprob: float | None,
+        top: dict[str, float] | None,
     ) -> None:
         spelling = self.service.token_text
         offset = self._offsets[index]
         if not spelling.is_special(token):
             self._offsets[index] += len(self._read[index].decode(spelling.bytes(token)))
-        for name, value in zip(found, (spelling.text(token), logprob, top, offset), strict=True):
-            found[name].append(value)
+        for name, value in zip(logprobs, (spelling.text(token), logprob, top, offset), strict=True):
+            logprobs[name].append(value)
 
 
 class ChatSerializer(AnswerSerializer):
@@ -282,17 +287,17 @@ def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
     for one in answer.routed:
         if one.open:
             positions.setdefault(one.edit, []).append(one.position)
-    found = []
+    active = []
     for edit_id, tokens in positions.items():
         edit = None if edit_id is None else answer.request.handle.state.by_id.get(edit_id)
         prompt, target = (edit.prompt, edit.target) if edit else (None, None)
-        found.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
-    return found
+        active.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
+    return active
 
 
 def token_routes(service: Service, answers: Sequence[GeneratedAnswer]) -> list[list[TokenRoute]]:
     """Of each answer every token of prompt and answer; the last one was never read, so it has no route."""
-    found: list[list[TokenRoute]] = []
+    routes_of_answers: list[list[TokenRoute]] = []
     spelled: dict[int, list[str]] = {}
     for answer in answers:
         prompt = answer.request.prompt
@@ -300,11 +305,11 @@ def token_routes(service: Service, answers: Sequence[GeneratedAnswer]) -> list[l
             spelled[id(prompt)] = _spelled(service, prompt)
         texts = [*spelled[id(prompt)], *_spelled(service, [*prompt, *answer.tokens], len(prompt))]
         routes = {one.position: one for one in answer.routed}
-        found.append([
+        routes_of_answers.append([
             _route(routes.get(place), place=place, token=text, part="prompt" if place < len(prompt) else "answer")
             for place, text in enumerate(texts)
         ])
-    return found
+    return routes_of_answers
 
 
 def _route(one: RoutedToken | None, **fields: Any) -> TokenRoute:
@@ -319,8 +324,8 @@ def _route(one: RoutedToken | None, **fields: Any) -> TokenRoute:
 
 def _spelled(service: Service, ids: Sequence[int], first: int = 0) -> list[str]:
     """Tokens from `first` on, each as it stands in its text, with the space before it if it brings one."""
-    decode, found = service.tokenizer.decode, []
+    decode, spelled = service.tokenizer.decode, []
     for position in range(first, len(ids)):
         before = list(ids[max(0, position - CONTEXT) : position])
-        found.append(str(decode([*before, ids[position]]))[len(str(decode(before))) :])
-    return found
+        spelled.append(str(decode([*before, ids[position]]))[len(str(decode(before))) :])
+    return spelled

@@ -85,7 +85,7 @@ class Tokens:
 
     def __init__(self, known: Iterable[tuple[Holder, str]]) -> None:
         """known: holders with the SHA-256 of their tokens, in hex."""
-        self._known = tuple(known)
+        self._holders = tuple(known)
         self._file: Path | None = None
         self._stamp: tuple[int, ...] | None = None
 
@@ -94,7 +94,7 @@ class Tokens:
         """Raises ConfigError, naming the line, for a file that is not one of tokens, or has none."""
         stamp = _stamp(file)
         tokens = cls(_parse(file))
-        if not tokens._known:
+        if not tokens._holders:
             raise ConfigError(f"tokens {file}: holds none; make one with `wise token NAME --file {file}`")
         tokens._file, tokens._stamp = file, stamp
         return tokens
@@ -110,20 +110,20 @@ class Tokens:
         if self._file is not None and (stamp := _stamp(self._file)) != self._stamp:
             self._stamp = stamp
             try:
-                self._known = tuple(_parse(self._file))
+                self._holders = tuple(_parse(self._file))
             except ConfigError as error:
                 logger.error("the file of tokens has changed and is not read: %s", error)
-        found = [holder for holder, known in self._known if hmac.compare_digest(digest, known)]
-        return found[-1] if found else None
+        holders = [holder for holder, holder_digest in self._holders if hmac.compare_digest(digest, holder_digest)]
+        return holders[-1] if holders else None
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
     """Changes whenever the file does; None if it is missing."""
     try:
-        found = file.stat()
+        status = file.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns, found.st_ctime_ns, found.st_size
+    return status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size
 
 
 def _parse(file: Path) -> list[tuple[Holder, str]]:
@@ -230,21 +230,21 @@ class Access:
             raise _unauthorized(f"the token of {self.holder.name} was changed; connect again", "changed_api_key")
 
     def _current(self) -> Holder:
-        found = None if self._digest is None else self._tokens.holder(self._digest)
+        holder = None if self._digest is None else self._tokens.holder(self._digest)
         if self._digest is None:
             raise _unauthorized("no token was given; send the header 'Authorization: Bearer TOKEN'", "invalid_api_key")
-        if found is None:
+        if holder is None:
             raise _unauthorized("the token is not known here; check it", "invalid_api_key")
-        if found.until is not None and found.until <= datetime.now(UTC):
-            when = found.until.isoformat(timespec="seconds")
-            raise _unauthorized(f"the token of {found.name} expired at {when}; have a new one made", "expired_api_key")
-        if not found.may(self._scope):
-            why, code = f"has the scope {found.scope}, and this needs {self._scope}", "insufficient_scope"
-        elif self._whole and found.namespaces is not None:
+        if holder.until is not None and holder.until <= datetime.now(UTC):
+            when = holder.until.isoformat(timespec="seconds")
+            raise _unauthorized(f"the token of {holder.name} expired at {when}; have a new one made", "expired_api_key")
+        if not holder.may(self._scope):
+            why, code = f"has the scope {holder.scope}, and this needs {self._scope}", "insufficient_scope"
+        elif self._whole and holder.namespaces is not None:
             why, code = "is bound to namespaces, and this is of the whole store", "bound_to_namespaces"
         else:
-            return found
-        raise HTTPError(HTTPStatus.FORBIDDEN, f"the token of {found.name} {why}", type=DENIED, code=code)
+            return holder
+        raise HTTPError(HTTPStatus.FORBIDDEN, f"the token of {holder.name} {why}", type=DENIED, code=code)
 
 
 def _unauthorized(message: str, code: str) -> HTTPError:
@@ -272,8 +272,8 @@ def requires(
         if unless_open and service.settings.open_metrics:
             return None
         kind, _, token = request.headers.get("authorization", "").partition(" ")
-        given = token.strip() if kind.lower() == "bearer" and token.strip() else None
-        access = Access(service.tokens, given, scope, whole=whole)
+        bearer = token.strip() if kind.lower() == "bearer" and token.strip() else None
+        access = Access(service.tokens, bearer, scope, whole=whole)
         request.state.access, request.state.holder = access, access.holder.name
         _holder.set(access.holder)
         return access.holder

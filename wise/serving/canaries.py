@@ -35,7 +35,7 @@ class Canaries:
     ) -> None:
         """prompts: token ids. limit: share of their tokens above which the alarm is raised."""
         self._prompts, self._engine, self._metrics, self._limit = prompts, engine, metrics, limit
-        self._found: dict[str, tuple[SideMemory, int, int]] = {}
+        self._counts: dict[str, tuple[SideMemory, int, int]] = {}
         """By namespace, the memory that was checked, and what `_count_in_namespace` found."""
         self._changed = threading.Condition()
         self._newest: ServedVersion | None = None
@@ -82,24 +82,24 @@ class Canaries:
 
     async def _count_in_version(self, version: ServedVersion) -> tuple[int, int]:
         """Tokens at which an edit of any namespace is active, and prompts that could not be run."""
-        found = {}
+        counts = {}
         for name, handle in version.handles.items():
             if handle.memory is not None:
-                memory, routed, failed = self._found.get(name, (None, 0, 0))
+                memory, routed, failed = self._counts.get(name, (None, 0, 0))
                 if memory is not handle.memory or failed:
                     routed, failed = await self._count_in_namespace(handle)
-                found[name] = handle.memory, routed, failed
-        self._found = found
-        return sum(routed for _, routed, _ in found.values()), sum(failed for _, _, failed in found.values())
+                counts[name] = handle.memory, routed, failed
+        self._counts = counts
+        return sum(routed for _, routed, _ in counts.values()), sum(failed for _, _, failed in counts.values())
 
     async def _count_in_namespace(self, handle: MemoryHandle) -> tuple[int, int]:
         routed = failed = 0
         for ids in self._prompts:
             if self._closing:
                 break
-            found = await self._count_in_prompt(handle, ids)
-            failed += found is None
-            routed += len(ids) if found is None else found
+            count = await self._count_in_prompt(handle, ids)
+            failed += count is None
+            routed += len(ids) if count is None else count
         return routed, failed
 
     async def _count_in_prompt(self, handle: MemoryHandle, ids: Sequence[int]) -> int | None:

@@ -112,8 +112,8 @@ class Connections:
 class LimitedProtocol(H11Protocol):
     """One connection."""
 
-    def __init__(self, connections: Connections, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, connections: Connections, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self._all = connections
         self.address = ""
         self._refused = False
@@ -237,12 +237,12 @@ def _address(transport: asyncio.BaseTransport) -> str:
     return str(address.ipv4_mapped or ip_network((address, IPV6_NETWORK), strict=False))
 
 
-def affordable(wanted: int) -> int:
+def affordable(limit: int) -> int:
     """How many of the wanted connections this process has file descriptors for; it asks the system for more first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + RESERVED
+    needed = limit + RESERVED
     if soft == resource.RLIM_INFINITY or soft >= needed:
-        return wanted
+        return limit
     soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-    return max(1, min(wanted, soft - RESERVED))
+    return max(1, min(limit, soft - RESERVED))

@@ -42,7 +42,7 @@ from wise.memory.store.erase import Erasure
 from wise.memory.store.store import EDITS_AT_ONCE, ENDED, Store
 from wise.memory.store.versions import Snapshot
 from wise.model import WiseModel
-from wise.namespaces import edited, forgotten, make_ready, within
+from wise.namespaces import edited, forget_edits, make_ready, within
 from wise.serving.edit_size import check_size
 from wise.serving.editor_client import ENDED_MEANWHILE, KINDS
 from wise.serving.follower import trim_heap
@@ -95,7 +95,7 @@ class _Job(NamedTuple):
     name: str
     arguments: Mapping[str, Any]
     answer: Answer
-    wanted: Callable[[], bool]
+    is_wanted: Callable[[], bool]
     """Whether anybody still waits for the answer."""
 
 
@@ -106,13 +106,13 @@ class _Work:
     kind: str
     seconds: float
     goes_on: Callable[[], None]
-    begun: float = field(default_factory=time.thread_time)
+    started_at: float = field(default_factory=time.thread_time)
     aside: float = 0.0
     """Seconds of other work that was done in between."""
 
     def check(self) -> None:
         self.goes_on()
-        if time.thread_time() - self.begun - self.aside > self.seconds:
+        if time.thread_time() - self.started_at - self.aside > self.seconds:
             setting = f"{self.kind}_seconds={self.seconds:g}"
             raise LimitError(f"it took more CPU time than {setting} s; give fewer or shorter texts, or allow more")
 
@@ -138,7 +138,7 @@ class Editor:
         """Guards the jobs."""
         self._deletes: deque[_Job] = deque()
         self._previews: deque[_Job] = deque()
-        self._asked: set[str] = set()
+        self._from_replicas: set[str] = set()
         """Ids of the commands that other replicas wait for."""
         self._expiring: set[str] = set()
         self._not_expired = ""
@@ -149,7 +149,7 @@ class Editor:
         """What is being done, the innermost last."""
         self._preview_due = 0.0
         """CPU time of this thread from which training makes way for a preview."""
-        self._told = 0.0
+        self._reported_at = 0.0
         self._leaving = threading.Event()
 
     # -- the thread of the model --------------------------------------------------------------------
@@ -166,9 +166,9 @@ class Editor:
         self._prepared = model
 
     @property
-    def lost(self) -> bool:
+    def is_lost(self) -> bool:
         """Whether the store must be opened again; nothing that this editor does counts any more."""
-        return self._store.backend.lost
+        return self._store.backend.is_lost
 
     def give_up(self) -> None:
         """Answers what waits for the model, and takes nothing more that needs it."""
@@ -281,7 +281,7 @@ class Editor:
 
     def _attempt(self, tickets: Sequence[Ticket]) -> None:
         edits = [ticket.edit for ticket in tickets]
-        begun = time.monotonic()
+        start = time.monotonic()
         logger.info("training", extra={"fields": {"edits": [edit.id for edit in edits]}})
         self._tell(training=[edit.id for edit in edits], done=0)
         with self._changing:
@@ -309,7 +309,7 @@ class Editor:
             )
             for edit in edits:
                 del self._training[edit.id]
-        spent = round(time.monotonic() - begun, 3)
+        spent = round(time.monotonic() - start, 3)
         logger.info("committed", extra={"fields": {"version": version.number, "seconds": spent}})
         trim_heap()
 
@@ -326,8 +326,8 @@ class Editor:
 
     def _show_progress(self, done: int) -> None:
         now = time.monotonic()
-        if now - self._told >= TELL:
-            self._told = now
+        if now - self._reported_at >= TELL:
+            self._reported_at = now
             self._tell(done=done)
 
     @contextmanager
@@ -338,14 +338,14 @@ class Editor:
             yield
         finally:
             self._works.pop()
-            spent = time.thread_time() - work.begun
+            spent = time.thread_time() - work.started_at
             for around in self._works:
                 around.aside += spent - work.aside
 
     def _between_steps(self) -> None:
         """Ends the work that is being done if it must end, and does what may not wait for its end."""
         self._leave_if_told()
-        if self.lost:
+        if self.is_lost:
             raise StoreError(f"{LOST} meanwhile, and is opened again; try again later")
         work = self._works[-1]
         work.check()
@@ -360,35 +360,35 @@ class Editor:
             if not jobs:
                 return False
             job = jobs.popleft()
-        if not job.wanted():
+        if not job.is_wanted():
             return True
-        begun = time.thread_time()
+        start = time.thread_time()
 
         def run() -> dict[str, Any]:
             with torch.enable_grad(), self._model.disabled():  # whatever the work around it has set
                 if job.name == PREVIEW:
-                    return self.preview(**job.arguments, wanted=job.wanted)
+                    return self.preview(**job.arguments, is_wanted=job.is_wanted)
                 return self._delete_rewriting(**job.arguments)
 
-        _answered(job.name, run, job.answer)
+        _run_command(job.name, run, job.answer)
         if job.name == PREVIEW:
             now = time.thread_time()
-            self._preview_due = now + (now - begun)
+            self._preview_due = now + (now - start)
         return True
 
     def preview(
-        self, edit: Mapping[str, Any], prompts: Sequence[str], wanted: Callable[[], bool] = lambda: True
+        self, edit: Mapping[str, Any], prompts: Sequence[str], is_wanted: Callable[[], bool] = lambda: True
     ) -> dict[str, Any]:
-        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored. It ends if it
-        is not `wanted` any more. Raises EditError as `Trainer.edit` does, LimitError if it takes too long."""
+        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored. It ends
+        when `is_wanted` says no. Raises EditError as `Trainer.edit` does, LimitError if it takes too long."""
         model, new = self._model, Edit.from_dict(edit)
         check_size(new, model.encoder, self._settings)
         erasures = self._erasures
         before = within(self._store.read().state, new.namespace)
-        asked = [model.encoder.own_prompt(new), *prompts]
+        prompt_ids = [model.encoder.own_prompt(new), *prompts]
 
         def goes_on() -> None:
-            if not wanted():
+            if not is_wanted():
                 raise StoreError("nobody waits for this preview any more")
             if self._erasures != erasures:
                 raise StoreError("an edit was erased meanwhile; ask for the preview again")
@@ -398,13 +398,14 @@ class Editor:
                 after, report = model.trainer.edit(before, [new], serve=model.serving)
                 [outcome] = model.trainer.with_before(before, [new], report.outcomes, serve=model.serving)
             answers: list[dict[str, str]] = []
-            for start in range(0, len(asked), ASKED_AT_ONCE):
+            for start in range(0, len(prompt_ids), ASKED_AT_ONCE):
                 self._between_steps()
-                said = []
+                texts = []
                 for state in (before, after):
                     with model.serving(state):
-                        said.append(model.ask(asked[start : start + ASKED_AT_ONCE]))
-                answers += [{"prompt": o.prompt, "before": o.text, "after": n.text} for o, n in zip(*said, strict=True)]
+                        texts.append(model.ask(prompt_ids[start : start + ASKED_AT_ONCE]))
+                pairs = zip(*texts, strict=True)
+                answers += [{"prompt": o.prompt, "before": o.text, "after": n.text} for o, n in pairs]
             goes_on()
         return {"outcome": asdict(outcome), "replaced": list(report.replaced), "answers": answers}
 
@@ -417,18 +418,18 @@ class Editor:
             while True:
                 before = self._store.read()
                 live = [edit_id for edit_id in edit_ids if edit_id in before.tickets]
-                left = forgotten(model, before.state, live, self._between_steps) if live else before.state
+                left = forget_edits(model, before.state, live, self._between_steps) if live else before.state
                 with self._changing:
                     if self._store.read().version == before.version:
-                        forget = partial(_given, left)
+                        forget = partial(_unchanged, left)
                         return self._deleted(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
 
     # -- the thread of commands ---------------------------------------------------------------------
 
     def do(
-        self, name: str, arguments: Mapping[str, Any], answer: Answer, wanted: Callable[[], bool] = lambda: True
+        self, name: str, arguments: Mapping[str, Any], answer: Answer, is_wanted: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Runs a command, or queues it if it needs the model; see `_answered`. Returns whether it waits. wanted:
+        """Runs a command, or queues it if it needs the model; see `_run_command`. Returns whether it waits. wanted:
         whether anybody still waits for the answer."""
         known: dict[str, Callable[..., Version | Erasure]] = {
             DELETE: self._deleted,
@@ -442,20 +443,20 @@ class Editor:
             with self._news:
                 if self._prepared is None:
                     raise StoreError(PREPARING)
-                (self._previews if name == PREVIEW else self._deletes).append(_Job(name, arguments, answer, wanted))
+                (self._previews if name == PREVIEW else self._deletes).append(_Job(name, arguments, answer, is_wanted))
                 self._news.notify_all()
             return None
 
-        return not _answered(name, run, answer)
+        return not _run_command(name, run, answer)
 
     def attend(self) -> None:
         """Takes up what other replicas ask for, ends what they withdrew and what has expired. Raises StoreError."""
         while command := self._store.commands.claim():
-            self._asked.add(command.id)
-            wanted = partial(self._asked.__contains__, command.id)
-            self.do(command.name, command.arguments, partial(self._reply, command.id), wanted)
-        if self._asked:
-            self._asked &= self._store.commands.claimed()
+            self._from_replicas.add(command.id)
+            is_wanted = partial(self._from_replicas.__contains__, command.id)
+            self.do(command.name, command.arguments, partial(self._reply, command.id), is_wanted)
+        if self._from_replicas:
+            self._from_replicas &= self._store.commands.claimed()
         late = [t.edit.id for t in self._store.expired() if t.edit.id not in self._expiring]
         if late:
             self._expiring.update(late)
@@ -464,10 +465,10 @@ class Editor:
         elif self._not_expired and not self._expiring:
             self._note_expiry([], {})
 
-    def _note_expiry(self, edit_ids: Sequence[str], found: dict[str, Any]) -> None:
+    def _note_expiry(self, edit_ids: Sequence[str], result: dict[str, Any]) -> None:
         """Says once why edits could not be deleted whose time is over, however often that is tried."""
         self._expiring.difference_update(edit_ids)
-        problem = found.get("problem", "")
+        problem = result.get("problem", "")
         if problem == self._not_expired:
             return
         self._not_expired = problem
@@ -476,10 +477,10 @@ class Editor:
             fields = {"edits": listed(edit_ids)}
             logger.error("edits whose time is over are still served; GET /v1/status says why", extra={"fields": fields})
 
-    def _reply(self, command: str, found: dict[str, Any]) -> None:
-        self._asked.discard(command)
+    def _reply(self, command: str, result: dict[str, Any]) -> None:
+        self._from_replicas.discard(command)
         try:
-            self._store.commands.answer(command, found)
+            self._store.commands.answer(command, result)
         except StoreError as error:
             logger.error("the answer to another replica could not be stored: %s", error)
 
@@ -545,10 +546,10 @@ def _following(state: MemoryState, before: Snapshot, current: Snapshot) -> Memor
     """
     if before.version == current.version:
         return state
-    gone = before.tickets.keys() - current.tickets.keys()
-    if current.tickets.items() - before.tickets.items() or before.state.sharing(gone) or state.sharing(gone):
+    removed = before.tickets.keys() - current.tickets.keys()
+    if current.tickets.items() - before.tickets.items() or before.state.sharing(removed) or state.sharing(removed):
         raise _Restart
-    return state.without(gone)
+    return state.without(removed)
 
 
 def _named(error: Exception, settings: Settings) -> Exception:
@@ -559,11 +560,11 @@ def _named(error: Exception, settings: Settings) -> Exception:
     return error
 
 
-def _given(state: MemoryState, *_: object) -> MemoryState:
+def _unchanged(state: MemoryState, *_: object) -> MemoryState:
     return state
 
 
-def _answered(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
+def _run_command(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
     """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`. Returns False
     if it was only queued, and so is not answered."""
     try:

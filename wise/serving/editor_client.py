@@ -95,9 +95,9 @@ class EditorClient:
         """Ends the editor; kills it after so many seconds, or at once if it was not heard of yet."""
         with self._lock:
             self.leave()
-            heard = self.state != STARTING
+            has_started = self.state != STARTING
         if self._thread.ident is not None:
-            self._thread.join(seconds if heard else 0)
+            self._thread.join(seconds if has_started else 0)
         worker = self._worker
         if isinstance(worker, BaseProcess) and worker.pid is not None and worker.is_alive():
             worker.kill()  # the store survives it

@@ -58,7 +58,7 @@ class EditorEnd:
         self.editor: Editor | None = None
         self.leaving = threading.Event()
         self._stage = ""
-        self._begun = self._said = time.monotonic()
+        self._started_at = self._logged_at = time.monotonic()
         self._trouble = ""
         """Why the store could not be asked for commands the last time."""
         threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
@@ -66,7 +66,7 @@ class EditorEnd:
     def tell(self, **changed: Any) -> None:
         """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
         if "stage" in changed:
-            self._stage, self._said = changed["stage"], time.monotonic()
+            self._stage, self._logged_at = changed["stage"], time.monotonic()
             if self._stage:
                 logger.info("preparing: %s", self._stage)
         self._send(status=changed)
@@ -92,7 +92,7 @@ class EditorEnd:
                     beat = now
                     self._beat(now)
                 editor = self.editor
-                if editor is not None and not editor.lost and now - attended >= IDLE:
+                if editor is not None and not editor.is_lost and now - attended >= IDLE:
                     attended = now
                     self._attend(editor)
         except (EOFError, OSError, Leave):
@@ -113,9 +113,9 @@ class EditorEnd:
             return
         number, editor = message["id"], self.editor
 
-        def answer(found: dict[str, Any]) -> None:
+        def answer(result: dict[str, Any]) -> None:
             self._waiting.discard(number)
-            self._send(id=number, answer=found)
+            self._send(id=number, answer=result)
 
         if editor is None:
             answer(NOT_THE_WRITER)
@@ -137,9 +137,9 @@ class EditorEnd:
 
     def _beat(self, now: float) -> None:
         self._send(status={"cpu": time.process_time()})
-        if self._stage and now - self._said >= SECONDS_A_LINE:
-            self._said = now
-            share = 100 * time.process_time() / (now - self._begun)
+        if self._stage and now - self._logged_at >= SECONDS_A_LINE:
+            self._logged_at = now
+            share = 100 * time.process_time() / (now - self._started_at)
             logger.info("still preparing: %s; it had %.0f%% of a CPU since its start", self._stage, share)
 
     def _send(self, **message: Any) -> None:
@@ -193,7 +193,7 @@ def _work(end: EditorEnd, editor: Editor) -> None:
             worked = editor.work()
         except StoreError as error:
             logger.error("the store does not take what was trained: %s", error)
-            if editor.lost:
+            if editor.is_lost:
                 raise
             failing = True
             end.tell(state=FAILING, why=str(error))
@@ -258,7 +258,7 @@ def limit_memory(gigabytes: float) -> None:
     import resource
 
     with open("/proc/self/status", encoding="ascii") as status:
-        held = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-    most, hard = held + int(gigabytes * 2**30), resource.getrlimit(resource.RLIMIT_DATA)[1]
+        allocated = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    most, hard = allocated + int(gigabytes * 2**30), resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or most < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

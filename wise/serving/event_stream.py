@@ -44,10 +44,10 @@ async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncItera
             await asyncio.wait({coming}, timeout=RECHECK)
             access.check()
             if coming.done():
-                found, coming = coming.result(), None
-                if found is None:
+                new_event, coming = coming.result(), None
+                if new_event is None:
                     return
-                yield found
+                yield new_event
     except Exception as error:  # the status is sent already: the error is an event
         yield event(error_body(http_error(error)), kind="error")
     finally:

@@ -20,7 +20,7 @@ class FairQueue:
         self._limit, self._seconds = limit, seconds
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
         """By holder, whose turn is next first."""
-        self._taken = False
+        self._is_busy = False
         self._average = 1.0
         """Seconds of a turn: a moving average."""
 
@@ -31,14 +31,14 @@ class FairQueue:
     @asynccontextmanager
     async def turn(self, holder: str) -> AsyncIterator[None]:
         """The block runs while no other does. Raises BusyError if too many wait, or it waited too long."""
-        if self._taken:
+        if self._is_busy:
             await self._wait(holder)
-        self._taken = True
-        begun = time.monotonic()
+        self._is_busy = True
+        start = time.monotonic()
         try:
             yield
         finally:
-            self._average += 0.3 * (time.monotonic() - begun - self._average)
+            self._average += 0.3 * (time.monotonic() - start - self._average)
             self._hand_on()
 
     async def _wait(self, holder: str) -> None:
@@ -64,7 +64,7 @@ class FairQueue:
     def _hand_on(self) -> None:
         """Gives the turn to the next holder, who goes to the end."""
         holder = next(iter(self._waiting), None)
-        self._taken = holder is not None
+        self._is_busy = holder is not None
         if holder is not None:
             turns = self._waiting.pop(holder)
             turns.popleft().set_result(None)

@@ -63,9 +63,9 @@ def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion |
     return ServedVersion(version=snapshot.version, edits=edits, handles=handles)
 
 
-def _log_progress(begun: float) -> Progress:
+def _log_progress(start: float) -> Progress:
     """Progress of what holds up the start: one line of the log in `SECONDS_A_LINE`."""
-    last = begun
+    last = start
 
     def show(namespace: str, done: int, total: int) -> None:
         nonlocal last
@@ -152,9 +152,9 @@ class Follower:
                 again, logged = repr(error) == logged, repr(error)
                 of_store = isinstance(error, StoreError)
                 self.trouble = str(error) if of_store else "a version could not be taken over; see the log"
-                told = f"the store cannot be read: {error}" if of_store else "a version could not be taken over"
+                trouble = f"the store cannot be read: {error}" if of_store else "a version could not be taken over"
                 if not again:  # it is looked at again and again
-                    logger.error("%s", told, exc_info=not of_store)
+                    logger.error("%s", trouble, exc_info=not of_store)
             self._stop.wait(RETRY if self.trouble else INTERVAL)
 
     def _poll(self) -> None:

@@ -137,35 +137,35 @@ def error_body(error: HTTPError) -> dict[str, Any]:
 
 def error_response(error: Exception) -> JSONResponse:
     """The answer that says what went wrong."""
-    found = http_error(error)
-    return JSONResponse(error_body(found), status_code=found.status, headers=found.headers)
+    http = http_error(error)
+    return JSONResponse(error_body(http), status_code=http.status, headers=http.headers)
 
 
 def _validation_error(error: RequestValidationError) -> HTTPError:
     """Names the first field that is wrong, what was given and what was expected. Where a value may be of several kinds,
     pydantic reports for each why it is not that: what looked furthest is meant."""
-    found = [(_path(one, error.body), one) for one in error.errors()]
-    first = found[0][0][:1]
-    path = max((path for path, _ in found if path[:1] == first), key=len)
-    at = [one for other, one in found if other == path]
+    errors = [(_path(one, error.body), one) for one in error.errors()]
+    first = errors[0][0][:1]
+    path = max((path for path, _ in errors if path[:1] == first), key=len)
+    at = [one for other, one in errors if other == path]
     expected = list(dict.fromkeys(map(_expectation, at)))
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
     no_value = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)
-    given = "" if no_value else f"{'null' if value is None else shortened(value)} was given; "
-    message = f"{given}{', or '.join(expected)}"
+    got = "" if no_value else f"{'null' if value is None else shortened(value)} was given; "
+    message = f"{got}{', or '.join(expected)}"
     return bad_request(message if message.startswith(f"{param}:") else f"{param}: {message}", param)
 
 
-def _path(found: Mapping[str, Any], body: Any) -> tuple[str, ...]:
+def _path(error: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     """Where an error is, by the names that the client gave. pydantic's own names of kinds are left out."""
-    kind, *place = found["loc"]
+    kind, *place = error["loc"]
     if kind != "body":
         return tuple(map(str, place))
     path: list[str] = []
     for number, part in enumerate(place, start=1):
-        missing = number == len(place) and found["type"] == "missing"
+        missing = number == len(place) and error["type"] == "missing"
         if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
             body = body[part]
         elif not missing:
@@ -174,14 +174,14 @@ def _path(found: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _expectation(found: Mapping[str, Any]) -> str:
-    if found["type"] == "missing":
+def _expectation(error: Mapping[str, Any]) -> str:
+    if error["type"] == "missing":
         return "it is missing; give it"
-    if found["type"] == "extra_forbidden":
+    if error["type"] == "extra_forbidden":
         return "this field is not known here; take it out"
-    if found["type"] == "json_invalid":
-        return f"body: this is not JSON ({found['ctx']['error']})"
-    message = str(found["msg"]).removeprefix("Value error, ")
+    if error["type"] == "json_invalid":
+        return f"body: this is not JSON ({error['ctx']['error']})"
+    message = str(error["msg"]).removeprefix("Value error, ")
     return message.replace("Value should have at least 1 item after validation, not 0", "it must not be empty")
 
 
@@ -196,8 +196,8 @@ def install(app: FastAPI) -> None:
         kind = MISSING if status == HTTPStatus.NOT_FOUND else INVALID
         if status == HTTPStatus.METHOD_NOT_ALLOWED:  # the framework names the methods of the path's first route alone
             scopes = {method: {**request.scope, "method": method} for method in METHODS}
-            found = [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
-            headers = {"Allow": ", ".join(found)}
+            methods = [m for m, scope in scopes.items() if any(r.matches(scope)[0] is Match.FULL for r in app.routes)]
+            headers = {"Allow": ", ".join(methods)}
         return error_response(HTTPError(status, str(error.detail), type=kind, headers=headers))
 
     app.add_exception_handler(HTTPException, on_http_exception)

@@ -57,8 +57,8 @@ def error_without_texts(error: BaseException) -> str:
     """The kind of an error, and what it says where that quotes no text of an edit: an error of the system, of torch,
     which knows no texts, or of wise, unless it is about an edit."""
     kind, own = type(error), isinstance(error, WiseError | OSError) and not isinstance(error, EditError)
-    said = own or kind is RuntimeError or kind.__module__.partition(".")[0] == "torch"
-    return f"{kind.__name__}: {error}" if said else kind.__name__
+    is_quotable = own or kind is RuntimeError or kind.__module__.partition(".")[0] == "torch"
+    return f"{kind.__name__}: {error}" if is_quotable else kind.__name__
 
 
 def _traceback(error: BaseException, seen: frozenset[int] = frozenset()) -> str:
@@ -66,9 +66,9 @@ def _traceback(error: BaseException, seen: frozenset[int] = frozenset()) -> str:
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     others = [other for other in (before, *getattr(error, "exceptions", ())) if other is not None]
     seen |= {id(error)}
-    told = [_traceback(other, seen) for other in others if id(other) not in seen]
+    parts = [_traceback(other, seen) for other in others if id(other) not in seen]
     frames = "".join(traceback.format_tb(error.__traceback__))
-    return "\n\n".join([*told, f"Traceback (most recent call last):\n{frames}{error_without_texts(error)}"])
+    return "\n\n".join([*parts, f"Traceback (most recent call last):\n{frames}{error_without_texts(error)}"])
 
 
 class JsonFormatter(logging.Formatter):
@@ -106,21 +106,21 @@ class TextAsRecords(io.TextIOBase):
     def __init__(self, stream: TextIO) -> None:
         """stream: what it takes the place of."""
         self._stream, self._rest = stream, ""
-        self._own = threading.local()
+        self._thread = threading.local()
         """Has `writing` set while this thread writes a record."""
 
     def write(self, text: str) -> int:
-        if getattr(self._own, "writing", False):
+        if getattr(self._thread, "writing", False):
             return len(text)
         *lines, self._rest = (self._rest + text).split("\n")
-        self._own.writing = True
+        self._thread.writing = True
         try:
             for line in lines:
                 shown = line.rstrip("\r").rpartition("\r")[2].strip()
                 if shown:
                     logging.getLogger("stderr").warning("%s", shown)
         finally:
-            self._own.writing = False
+            self._thread.writing = False
         return len(text)
 
     def writable(self) -> bool:

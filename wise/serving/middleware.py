@@ -64,7 +64,7 @@ class RequestBody:
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         self._receive, self._settings, self._budget = receive, settings, budget
-        self._taken = 0
+        self._reserved = 0
         """Of the budget."""
         self._end: float | None = None
         """When it must have come, from the first read on: until then the client may wait for `100 Continue`."""
@@ -115,13 +115,13 @@ class RequestBody:
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                 f"the body is over the {limit} bytes that are taken; send less at once",
             )
-        self._budget.take(self._size - self._taken)
-        self._taken = self._size
+        self._budget.take(self._size - self._reserved)
+        self._reserved = self._size
 
     def release(self) -> None:
         """Gives back what it took of the budget."""
-        self._budget.used -= self._taken
-        self._taken = 0
+        self._budget.used -= self._reserved
+        self._reserved = 0
 
 
 def check_structure(body: bytes) -> None:
@@ -147,11 +147,11 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        given = headers.get("x-request-id", "")
-        request_id = given if REQUEST_ID.fullmatch(given) else uuid4().hex
+        header_id = headers.get("x-request-id", "")
+        request_id = header_id if REQUEST_ID.fullmatch(header_id) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.settings, self.budget)
-        begun, status, answered, ended = time.perf_counter(), 500, False, False
+        start, status, answered, ended = time.perf_counter(), 500, False, False
         method = scope["method"] if scope["method"] in METHODS else OTHER
 
         async def send_on(message: Message) -> None:
@@ -191,7 +191,7 @@ class RequestMiddleware:
             finally:
                 body.release()
                 span.set_attribute("http.response.status_code", status)
-                self._report(scope, method, status, time.perf_counter() - begun, notes)
+                self._report(scope, method, status, time.perf_counter() - start, notes)
 
     def _report(self, scope: Scope, method: str, status: int, seconds: float, notes: Mapping[str, Any]) -> None:
         route = getattr(scope.get("route"), "path", UNMATCHED)

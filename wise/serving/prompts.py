@@ -47,12 +47,12 @@ def echoed(
     service: Service, body: CompletionRequest, requests: Sequence[GenerationRequest]
 ) -> list[tuple[str, Sequence[int]]]:
     """The text and the ids of the prompt of each answer that is given."""
-    found: list[tuple[str, Sequence[int]]] = []
+    texts: list[tuple[str, Sequence[int]]] = []
     for text, one in zip(body.prompts, requests[:: len(requests) // len(body.prompts)], strict=True):
         ids = list(one.prompt)
         decoded = text if isinstance(text, str) else service.tokenizer.decode(ids, skip_special_tokens=True)
-        found += [(str(decoded), ids)] * (body.n or 1)
-    return found
+        texts += [(str(decoded), ids)] * (body.n or 1)
+    return texts
 
 
 def chat_requests(service: Service, body: ChatRequest, param: str = "messages") -> list[GenerationRequest]:
@@ -78,10 +78,11 @@ def ask_requests(service: Service, body: AskRequest) -> tuple[list[Question], li
     questions, requests = [], []
     for place, prompt in enumerate(body.prompts):
         param = f"prompts.{place}"
-        given = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
-        _check_length(service, given if isinstance(given, str) else "".join(turn["content"] for turn in given), param)
+        content = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
+        text = content if isinstance(content, str) else "".join(turn["content"] for turn in content)
+        _check_length(service, text, param)
         try:
-            question = service.encoder.question(given, chat=body.chat)
+            question = service.encoder.question(content, chat=body.chat)
         except (ConfigError, EditError) as error:
             raise bad_request(f"{param}: {error}"[:500], param) from error
         questions.append(question)
@@ -118,17 +119,17 @@ def chat_ids(
         if tools:
             raise bad_request("tools: this model has no chat template that could be given them", "tools")
         return text_ids(service, "\n".join(message.text for message in messages), param)
-    given = [message.for_template() for message in messages]
+    turns = [message.for_template() for message in messages]
     schemas = [tool.model_dump(exclude_none=True) for tool in tools]
     try:
-        text = conversation_text(tokenizer, given, schemas)
-        takes_tools = not tools or text != conversation_text(tokenizer, given)
+        text = conversation_text(tokenizer, turns, schemas)
+        takes_tools = not tools or text != conversation_text(tokenizer, turns)
     except Exception as error:  # what a model's own template raises
         raise bad_request(f"{param}: the model's chat template refuses them: {error}"[:500], param) from error
     if not takes_tools:
         raise bad_request("tools: the chat template of this model does not take tools", "tools")
     _check_length(service, text, param)
-    return conversation_ids(tokenizer, given, schemas)  # the very ids that edits are verified with
+    return conversation_ids(tokenizer, turns, schemas)  # the very ids that edits are verified with
 
 
 def _check_length(service: Service, text: str, param: str) -> None:
@@ -172,13 +173,13 @@ def _requests(
         **chosen,
     }
     seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
-    found: list[GenerationRequest] = []
+    requests: list[GenerationRequest] = []
     for ids in prompts:
         room, prompt = _room(service, ids, limit, param), tuple(ids)
-        found += [
+        requests += [
             GenerationRequest(prompt=prompt, handle=handle, max_new_tokens=room, seed=seed, **shared) for seed in seeds
         ]
-    return found
+    return requests
 
 
 def _check_schema(service: Service, schema: str | None, param: str) -> None:
@@ -206,11 +207,11 @@ def _room(service: Service, prompt: Sequence[int], limit: int | None, param: str
         raise bad_request(f"{param}: has no tokens; give at least one", param)
     if max(prompt) >= size:
         raise bad_request(f"{param}: token {max(prompt)} is not in the vocabulary of {size}", param)
-    room, wanted = context - len(prompt), 1 if limit is None else limit
-    given = f"{param}: {len(prompt)} tokens and"
-    if wanted > room:
-        raise bad_request(f"{given} an answer of {wanted} do not fit the context of {context}", param)
+    room, needed = context - len(prompt), 1 if limit is None else limit
+    start = f"{param}: {len(prompt)} tokens and"
+    if needed > room:
+        raise bad_request(f"{start} an answer of {needed} do not fit the context of {context}", param)
     longest = service.settings.cache_tokens
-    if len(prompt) + wanted > longest:
-        raise bad_request(f"{given} the answer are more than the {longest} that are kept", param)
+    if len(prompt) + needed > longest:
+        raise bad_request(f"{start} the answer are more than the {longest} that are kept", param)
     return min(room, longest - len(prompt)) if limit is None else limit

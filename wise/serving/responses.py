@@ -154,8 +154,8 @@ class ResponseRequest(GenerationBody):
         messages: list[dict[str, Any]] = []
         if self.instructions is not None:
             messages.append({"role": "system", "content": self.instructions})
-        asked = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
-        for one in asked:
+        turns = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
+        for one in turns:
             message = one if isinstance(one, dict) else one.message()
             if messages and "tool_calls" in message and "tool_calls" in messages[-1]:
                 messages[-1]["tool_calls"] += message["tool_calls"]
@@ -224,12 +224,12 @@ class ResponseSerializer(ChatSerializer):
         self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
     ) -> AsyncIterator[str]:
         [of] = answers
-        begun = ResponseAnswer(**self._head, status="in_progress", output=[]).model_dump()
+        response = ResponseAnswer(**self._head, status="in_progress", output=[]).model_dump()
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
         text, opened = "", False
         calls: Sequence[ToolCall] = ()
-        yield self._event("response.created", response=begun)
-        yield self._event("response.in_progress", response=begun)
+        yield self._event("response.created", response=response)
+        yield self._event("response.in_progress", response=response)
         async for delta in deltas_of(job, answers):
             more, calls = self.parts(0, delta)
             if not opened and (more or (delta.finish and not calls)):
@@ -248,8 +248,8 @@ class ResponseSerializer(ChatSerializer):
         yield await self.service.in_thread(self._last, of, output)
 
     def _last(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> str:
-        found = self._answer(of, output)
-        return self._event(f"response.{found['status']}", response=found)
+        answer = self._answer(of, output)
+        return self._event(f"response.{answer['status']}", response=answer)
 
     def _end(self, output: Sequence[dict[str, Any]], place: dict[str, Any]) -> Iterator[str]:
         for index, item in enumerate(output):
@@ -259,8 +259,8 @@ class ResponseSerializer(ChatSerializer):
                 yield self._event("response.output_text.done", **place, **done)
                 yield self._event("response.content_part.done", **place, part=part)
             else:
-                begun = item | {"arguments": "", "status": "in_progress"}
-                yield self._event("response.output_item.added", output_index=index, item=begun)
+                started = item | {"arguments": "", "status": "in_progress"}
+                yield self._event("response.output_item.added", output_index=index, item=started)
                 at = {"item_id": item["id"], "output_index": index}
                 yield self._event("response.function_call_arguments.delta", **at, delta=item["arguments"])
                 done = {"name": item["name"], "arguments": item["arguments"]}

@@ -48,8 +48,8 @@ STREAM: dict[int | str, dict[str, Any]] = {
 @router.get("/models")
 async def models(service: ServiceDep, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model; the default one first, since clients take the first."""
-    found = sorted(service.visible().items(), key=lambda one: one[1].namespace != DEFAULT_NAMESPACE)
-    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in found])
+    handles = sorted(service.visible().items(), key=lambda one: one[1].namespace != DEFAULT_NAMESPACE)
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in handles])
 
 
 @router.get("/models/{model:path}")
@@ -97,14 +97,14 @@ async def ask(body: schemas.AskRequest, request: Request, service: ServiceDep, _
     questions, requests = await service.in_thread(prompts.ask_requests, service, body)
     answers = await _generate(service, request, requests, None)
     _note(requests[-1].handle.version, usage_of(answers))
-    return await service.in_thread(_asked, service, questions, answers)
+    return await service.in_thread(_ask, service, questions, answers)
 
 
-def _asked(service: Service, questions: Sequence[Question], answers: Sequence[GeneratedAnswer]) -> Response:
+def _ask(service: Service, questions: Sequence[Question], answers: Sequence[GeneratedAnswer]) -> Response:
     """answers: to each question without edits, then with them."""
     edited = answers[1::2]
     handle = edited[0].request.handle
-    asked = [
+    rows = [
         schemas.AskedPrompt(
             prompt=question.text,
             before=service.encoder.answer(before.tokens, chat=question.chat),
@@ -116,7 +116,7 @@ def _asked(service: Service, questions: Sequence[Question], answers: Sequence[Ge
             questions, answers[::2], edited, token_routes(service, edited), strict=True
         )
     ]
-    answer = schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked)
+    answer = schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=rows)
     return JSONResponse(answer.model_dump())
 
 
@@ -165,8 +165,8 @@ async def _answer(
     answers = await _generate(service, request, requests, body.options.deadline)
     usage = usage_of(answers)
     _note(version, usage)
-    given = answers if best_of is None else _best(answers, best_of, body.n or 1)
-    return await service.in_thread(lambda: JSONResponse(serializer.answer(given, usage), headers=headers))
+    chosen = answers if best_of is None else _best(answers, best_of, body.n or 1)
+    return await service.in_thread(lambda: JSONResponse(serializer.answer(chosen, usage), headers=headers))
 
 
 def _best(answers: Sequence[GeneratedAnswer], each: int, n: int) -> list[GeneratedAnswer]:

@@ -81,11 +81,11 @@ async def submit(
         raise bad_request(f"edits: {len(body.edits)} were given and {limit} are taken at once", "edits")
     namespace = service.namespace(body.model)
 
-    def checked() -> list[EditRequest]:
+    def validate() -> list[EditRequest]:
         _check_namespace(service, namespace)
         return [_checked_request(service, item, namespace, holder, f"edits.{i}") for i, item in enumerate(body.edits)]
 
-    tickets = await _accept(service, await run_in_threadpool(checked), holder.name, idempotency_key)
+    tickets = await _accept(service, await run_in_threadpool(validate), holder.name, idempotency_key)
     return await _answer(service, tickets, body.wait, request, response)
 
 
@@ -116,8 +116,8 @@ async def preview(
 
     async def previewed() -> dict[str, Any]:
         async with service.previews.turn(holder.name):
-            wanted, asked = await run_in_threadpool(_to_preview, service, body, holder)
-            return await service.command("preview", edit=wanted.to_dict(), prompts=asked)
+            edit, prompts = await run_in_threadpool(_to_preview, service, body, holder)
+            return await service.command("preview", edit=edit.to_dict(), prompts=prompts)
 
     return schemas.PreviewAnswer(**await while_connected(request, previewed()))
 
@@ -125,10 +125,10 @@ async def preview(
 def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:
     """The edit, and what is asked besides its own prompt. Raises HTTPError for what cannot be previewed."""
     encoder, limit = service.encoder, service.settings.preview_limit
-    asked = [*body.edit.paraphrases, *body.prompts]
-    if 1 + len(asked) > limit:
+    prompts = [*body.edit.paraphrases, *body.prompts]
+    if 1 + len(prompts) > limit:
         raise bad_request(
-            f"prompts: with the edit's own prompt and its paraphrases these are {1 + len(asked)} texts, and "
+            f"prompts: with the edit's own prompt and its paraphrases these are {1 + len(prompts)} texts, and "
             f"preview_limit={limit} are asked at once; give fewer",
             "prompts",
         )
@@ -137,13 +137,13 @@ def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Hol
         if len(prompt) > characters:
             param = f"prompts.{place}"
             raise bad_request(f"{param}: it has {len(prompt)} characters and {characters} are read", param)
-    wanted = _checked_request(service, body.edit, service.namespace(body.model), holder, "edit").edit
-    asked = [*wanted.paraphrases, *body.prompts]
-    for param, text in (("edit", encoder.own_prompt(wanted)), *(("prompts", prompt) for prompt in asked)):
+    edit = _checked_request(service, body.edit, service.namespace(body.model), holder, "edit").edit
+    prompts = [*edit.paraphrases, *body.prompts]
+    for param, text in (("edit", encoder.own_prompt(edit)), *(("prompts", prompt) for prompt in prompts)):
         question = encoder.question(text)
         if len(question.ids) >= encoder.context:
             raise bad_request(f"{param}: {question.text!r:.60} does not fit the context of {encoder.context}", param)
-    return wanted, asked
+    return edit, prompts
 
 
 @router.get("/edits/{edit_id}")
@@ -170,12 +170,12 @@ async def replace(
     if ticket.status != LIVE:
         raise conflict(f"edit {edit_id!r} is {ticket.status}, and only a live one can be replaced")
 
-    def checked() -> EditRequest:
+    def validate() -> EditRequest:
         validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
-        given = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
-        return _checked_request(service, given, ticket.edit.namespace, holder, "")
+        new = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
+        return _checked_request(service, new, ticket.edit.namespace, holder, "")
 
-    tickets = await _accept(service, [await run_in_threadpool(checked)], holder.name, idempotency_key)
+    tickets = await _accept(service, [await run_in_threadpool(validate)], holder.name, idempotency_key)
     return await _answer(service, tickets, body.wait, request, response)
 
 
@@ -255,7 +255,7 @@ def _checked_request(
 
 
 async def _accept(
-    service: StoreService, wanted: Sequence[EditRequest], by: str, key: str | None
+    service: StoreService, requests: Sequence[EditRequest], by: str, key: str | None
 ) -> tuple[Ticket, ...]:
     """Raises HTTPError at shutdown, and for edits that conflict with what is stored."""
     service.refuse_if_draining()
@@ -263,7 +263,7 @@ async def _accept(
 
     def store() -> tuple[Ticket, ...]:
         try:
-            return service.store.enqueue(wanted, key=own_key)
+            return service.store.enqueue(requests, key=own_key)
         except EditError as error:  # each by itself is fine: it conflicts with what is stored
             raise conflict(str(error)) from error
 
@@ -302,7 +302,7 @@ async def _settled_tickets(service: StoreService, tickets: Sequence[Ticket]) -> 
 
 def _newest_ticket(service: StoreService, edit_id: str) -> Ticket:
     """Raises HTTPError 404, also for an edit that the holder of the request's token may not see."""
-    found = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
-    if not found:
+    tickets = [ticket for ticket in service.store.journal.tickets(edit_id=edit_id) if sees(ticket.edit.namespace)]
+    if not tickets:
         raise not_found(f"there is no edit {edit_id!r:.80}; GET /v1/edits lists them", "edit_not_found")
-    return found[-1]
+    return tickets[-1]

@@ -73,8 +73,8 @@ async def export(
 ) -> StreamingResponse:
     """The live edits of the version that is served, as a file of JSON lines."""
     current = service.follower.current
-    wanted = [e for e in current.edits.values() if namespace in (None, e.namespace) and sees(e.namespace)]
+    edits = [e for e in current.edits.values() if namespace in (None, e.namespace) and sees(e.namespace)]
 
-    lines = (json.dumps(edit.to_dict()) + "\n" for edit in wanted)
+    lines = (json.dumps(edit.to_dict()) + "\n" for edit in edits)
     headers = {"Content-Disposition": f'attachment; filename="edits-version-{current.version}.jsonl"'}
     return StreamingResponse(lines, media_type="application/jsonl", headers=headers)

@@ -42,10 +42,10 @@ def list_versions(
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
 ) -> VersionList:
     """Versions, the newest first; the last of all is version 0, the base without edits."""
-    found = [*service.store.journal.versions(before=after, newest=limit)]
-    if len(found) < limit and after != 0:
-        found.append(service.store.journal.version(0))
-    views, last = [VersionView(**vars(one)) for one in found], found[-1].number if found else 0
+    versions = [*service.store.journal.versions(before=after, newest=limit)]
+    if len(versions) < limit and after != 0:
+        versions.append(service.store.journal.version(0))
+    views, last = [VersionView(**vars(one)) for one in versions], versions[-1].number if versions else 0
     current = service.follower.current.version
     return VersionList(current=current, data=views, has_more=last > 0, next_after=last or None)
 
@@ -65,13 +65,13 @@ def diff(
     """What turns the version `against` into this one."""
     after = _readable(service, number)
     before = _readable(service, after.parent if against is None else against)
-    found = service.store.diff(before.number, after.number)
+    changes = service.store.diff(before.number, after.number)
     return DiffAnswer(
         before=before.number,
         after=after.number,
-        added=[EditSummary(**vars(edit)) for edit in found.added],
-        removed=[EditSummary(**vars(edit)) for edit in found.removed],
-        changed=[(EditSummary(**vars(old)), EditSummary(**vars(new))) for old, new in found.changed],
+        added=[EditSummary(**vars(edit)) for edit in changes.added],
+        removed=[EditSummary(**vars(edit)) for edit in changes.removed],
+        changed=[(EditSummary(**vars(old)), EditSummary(**vars(new))) for old, new in changes.changed],
     )
 
 
@@ -132,17 +132,17 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
         while True:
             while last < service.follower.last_event:
                 limit = min(PAGE, service.follower.last_event - last)
-                found, edits = await run_in_threadpool(_read_events, service, last, limit)
-                for one in found:
+                events, edits = await run_in_threadpool(_read_events, service, last, limit)
+                for one in events:
                     edit = edits.get(one.ticket or 0)
                     last = one.number
                     if sees_all() or (edit is not None and sees(edit.namespace)):
                         view = EventView.of(one, edit.id if edit else None).model_dump()
                         yield event(view, kind=one.kind, number=one.number)
-                        said = service.unsaid.get(edit.id) if edit and one.kind == LIVE else None
-                        if said is not None:
-                            unsaid = view | {"kind": UNSAID, "detail": {"said": said}}
-                            yield event(unsaid, kind=UNSAID, number=one.number)
+                        answer = service.unsaid.get(edit.id) if edit and one.kind == LIVE else None
+                        if answer is not None:
+                            unsaid_event = view | {"kind": UNSAID, "detail": {"said": answer}}
+                            yield event(unsaid_event, kind=UNSAID, number=one.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):
@@ -151,6 +151,6 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
 
 def _read_events(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:
     """Events, and the edit of each ticket in them."""
-    found = service.store.journal.events(since=last, limit=limit)
-    numbers = sorted({event.ticket for event in found if event.ticket})
-    return found, {ticket.number: ticket.edit for ticket in service.store.journal.tickets(numbers=numbers)}
+    events = service.store.journal.events(since=last, limit=limit)
+    numbers = sorted({event.ticket for event in events if event.ticket})
+    return events, {ticket.number: ticket.edit for ticket in service.store.journal.tickets(numbers=numbers)}

@@ -126,10 +126,10 @@ class EditIn(Body):
         try:
             return cls(**fields | changed)
         except ValidationError as error:
-            found = error.errors()[0]
-            place = ".".join(map(str, found["loc"]))
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"]))
             raise EditError(
-                f"edit {edit.prompt!r:.60}: field {place!r}: {found['msg'].removeprefix('Value error, ')}"
+                f"edit {edit.prompt!r:.60}: field {place!r}: {first['msg'].removeprefix('Value error, ')}"
             ) from error
 
 

@@ -72,8 +72,8 @@ def _arguments(call: ToolCall) -> dict[str, Any]:
     except ValueError:
         arguments = None
     if not isinstance(arguments, dict):
-        given = f"{call.function.arguments!r:.80}"
-        raise ValueError(f"tool_calls: the arguments {given} were given: a JSON object was expected")
+        text = f"{call.function.arguments!r:.80}"
+        raise ValueError(f"tool_calls: the arguments {text} were given: a JSON object was expected")
     return arguments
 
 

@@ -133,8 +133,8 @@ class CompletionRequest(GenerationBody):
     @property
     def prompts(self) -> list[Any]:
         """Each a text or token ids."""
-        given = self.prompt
-        return [given] if isinstance(given, str) or isinstance(given[0], int) else [*given]
+        prompt = self.prompt
+        return [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else [*prompt]
 
     @model_validator(mode="after")
     def _check_best_of(self) -> Self:

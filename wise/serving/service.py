@@ -157,9 +157,9 @@ class Service(StoreService):
 
     # -- answering --------------------------------------------------------------------------------
 
-    async def in_thread(self, function: Callable[..., T], *given: Any) -> T:
+    async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         """Runs what may take long, so that the event loop does not wait for it. It knows whose request it is."""
-        run = partial(copy_context().run, function, *given)
+        run = partial(copy_context().run, function, *arguments)
         return await asyncio.get_running_loop().run_in_executor(self.prompt_threads, run)
 
     def handle(self, model: str | None) -> MemoryHandle:

@@ -38,11 +38,11 @@ def _one_of(names: Iterable[str]) -> str:
     return f"^({'|'.join(names)})$"
 
 
-def _object(given: Any) -> Any:
+def _object(value: Any) -> Any:
     """What a JSON object holds; anything else as it is, to be refused by name."""
     with suppress(ValueError, TypeError):
-        return json.loads(given)
-    return given
+        return json.loads(value)
+    return value
 
 
 class Settings(BaseSettings):
@@ -165,24 +165,24 @@ class Settings(BaseSettings):
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         relations = None if self.relations is None else str(self.relations.resolve())
         own: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
-        given = {name: value for name, value in own.items() if value is not None}
+        values = {name: value for name, value in own.items() if value is not None}
         for name in ("encoder", "relations"):
-            if name in given and config.mode != "hybrid":
+            if name in values and config.mode != "hybrid":
                 raise ConfigError(
                     f"setting {name}={str(getattr(self, name))!r}: the store is of mode {config.mode!r}, which "
                     "compares no questions, so it would have no effect; leave it out"
                 )
-        return replace(config, **given)
+        return replace(config, **values)
 
 
 def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
     """The settings of a new store that were given and are not those of the existing one, which count."""
     if stored is None:
         return []
-    given = settings.model_fields_set & {"mode", "layer", "target_module"}
+    fields = settings.model_fields_set & {"mode", "layer", "target_module"}
     return [
         f"setting {name}={getattr(settings, name)!r} has no effect: the store was made with {getattr(stored, name)!r}"
-        for name in sorted(given)
+        for name in sorted(fields)
         if getattr(settings, name) != getattr(stored, name)
     ]
 

@@ -61,14 +61,14 @@ class StoreService:
     def namespace(self, model: str | None) -> str:
         """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for others, and
         for one that the holder of the request's token may not see; 400 for what can be none."""
-        name, at, given = (model or self.name).partition("@")
+        name, at, name_part = (model or self.name).partition("@")
         namespace = DEFAULT_NAMESPACE
-        if at and given.strip() and name == self.name:
+        if at and name_part.strip() and name == self.name:
             try:
-                namespace = checked_namespace(given)
+                namespace = checked_namespace(name_part)
             except EditError as error:
                 raise bad_request(f"model: {error}", "model") from error
-        if name != self.name or (at and not given.strip()) or not sees(namespace):
+        if name != self.name or (at and not name_part.strip()) or not sees(namespace):
             known = did_you_mean(model or self.name, self.visible())
             raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
         return namespace

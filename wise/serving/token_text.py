@@ -35,11 +35,11 @@ class TokenText:
 
     def text(self, token: int) -> str:
         """Its text; where it is a part of a character, its bytes as OpenAI writes them (`bytes:\\xe2\\x82`)."""
-        found = self.bytes(token)
+        spelled = self.bytes(token)
         try:
-            return found.decode()
+            return spelled.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in found)
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
 
     def _bytes_of(self, token: int) -> bytes:
         spelling = self._tokenizer.convert_ids_to_tokens(token)
@@ -49,8 +49,8 @@ class TokenText:
             return spelling.encode()
         if self._bytes is not None:
             return bytes(self._bytes[character] for character in spelling if character in self._bytes)
-        if found := BYTE.fullmatch(spelling):
-            return bytes([int(found[1], 16)])
+        if match := BYTE.fullmatch(spelling):
+            return bytes([int(match[1], 16)])
         if SPACE in spelling:
             return spelling.replace(SPACE, " ").encode()
         return str(self._tokenizer.decode([token])).encode()

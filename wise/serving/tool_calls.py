@@ -23,28 +23,28 @@ class ToolCallParser:
     def __init__(self, names: Collection[str]) -> None:
         """names: of the functions that may be called. With none everything is text."""
         self._names = names
-        self._begun = False
+        self._has_text = False
         """The answer has text that is not blank."""
-        self._held = ""
+        self._pending = ""
         """What is, or may become, a call."""
 
     def add(self, text: str) -> str:
         """What is text for certain, now that `text` came."""
         if not self._names:
             return text
-        self._held += text
-        if not self._begun and (not self._held.strip() or self._held.lstrip().startswith("{")):
+        self._pending += text
+        if not self._has_text and (not self._pending.strip() or self._pending.lstrip().startswith("{")):
             return ""
-        at = self._held.find(OPENING)
-        at = len(self._held) - overlap(self._held, OPENING) if at < 0 else at
-        passed, self._held = self._held[:at], self._held[at:]
-        self._begun = self._begun or bool(passed.strip())
+        at = self._pending.find(OPENING)
+        at = len(self._pending) - overlap(self._pending, OPENING) if at < 0 else at
+        passed, self._pending = self._pending[:at], self._pending[at:]
+        self._has_text = self._has_text or bool(passed.strip())
         return passed
 
     def end(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the calls."""
-        calls = self._calls(self._held.strip())
-        return ("", calls) if calls else (self._held, [])
+        calls = self._calls(self._pending.strip())
+        return ("", calls) if calls else (self._pending, [])
 
     def _calls(self, text: str) -> list[ToolCall]:
         """The calls that a text consists of; none if it is anything else."""
@@ -52,23 +52,23 @@ class ToolCallParser:
         while text:
             text = text.removeprefix(OPENING).lstrip()
             try:
-                found, end = DECODER.raw_decode(text)
+                value, end = DECODER.raw_decode(text)
             except ValueError:
                 return []
-            call = self._call(found)
+            call = self._call(value)
             if call is None:
                 return []
             calls.append(call)
             text = text[end:].lstrip().removeprefix(CLOSING).lstrip()
         return calls
 
-    def _call(self, found: Any) -> ToolCall | None:
-        if not isinstance(found, dict) or found.get("name") not in self._names:
+    def _call(self, value: Any) -> ToolCall | None:
+        if not isinstance(value, dict) or value.get("name") not in self._names:
             return None
-        arguments = found.get("arguments", found.get("parameters", {}))
+        arguments = value.get("arguments", value.get("parameters", {}))
         if not isinstance(arguments, dict):
             return None
-        function = FunctionCall(name=found["name"], arguments=json.dumps(arguments, ensure_ascii=False))
+        function = FunctionCall(name=value["name"], arguments=json.dumps(arguments, ensure_ascii=False))
         return ToolCall(id=f"call_{uuid4().hex[:24]}", function=function)
 
 

@@ -123,8 +123,8 @@ def check_options(config: Any) -> None:
             speculative and speculative.enable_adaptive_verification
         ),
     }
-    for reason, found in refused.items():
-        if found:
+    for reason, is_refused in refused.items():
+        if is_refused:
             raise ConfigError(f"vLLM with edits refuses {reason}")
 
 
@@ -155,8 +155,8 @@ def _layer_class(own: Any) -> Any:
             from vllm.config import get_current_vllm_config
 
             config = get_current_vllm_config()
-            wanted = options_of(config)
-            if wanted and wanted["layer"] == prefix:
+            wise_options = options_of(config)
+            if wise_options and wise_options["layer"] == prefix:
                 _install(self, prefix, config)
 
     return EditedRowParallelLinear
@@ -175,24 +175,24 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
     class AddingMethod(QuantizeMethodBase):  # type: ignore[misc]
         """The layer's own method, whose output the side memory is added to."""
 
-        def __init__(self, own: Any) -> None:
-            self.own = own
+        def __init__(self, base_method: Any) -> None:
+            self.base_method = base_method
 
         def create_weights(self, *args: Any, **options: Any) -> Any:
-            return self.own.create_weights(*args, **options)
+            return self.base_method.create_weights(*args, **options)
 
         def process_weights_after_loading(self, layer: Any) -> Any:
-            return self.own.process_weights_after_loading(layer)
+            return self.base_method.process_weights_after_loading(layer)
 
         def apply(self, layer: Any, *args: Any, **options: Any) -> Any:
-            output = self.own.apply(layer, *args, **options)
+            output = self.base_method.apply(layer, *args, **options)
             torch.ops.vllm.wise_add(output, prefix)
             return output
 
         def __getattr__(self, name: str) -> Any:
             if name == "own":
                 raise AttributeError(name)
-            return getattr(self.own, name)
+            return getattr(self.base_method, name)
 
     layer.quant_method = AddingMethod(layer.quant_method)
     _additions[prefix] = Addition(

@@ -45,7 +45,7 @@ class RequestMemory:
     """The memory of one HTTP request, and the edits that were active in its answers."""
 
     namespace: str = DEFAULT_NAMESPACE
-    held: ExitStack | None = None
+    pins: ExitStack | None = None
     """Closed when the HTTP request ends. None from then on: a task that it left behind may still generate."""
     version: int | None = None
     """None until its first answer begins: before that, the server has not checked its key."""
@@ -147,7 +147,7 @@ class EditedClient:
             request.answers += [{} for _ in range(sampling_params.n)] if reported else []
             carried = await asyncio.to_thread(self._carried, request, prompt, sampling_params)
             params, own = sampling_params.clone(), prompt.get("cache_salt")
-            others = {name: given for name, given in (params.extra_args or {}).items() if name != "wise"}
+            others = {name: value for name, value in (params.extra_args or {}).items() if name != "wise"}
             params.extra_args = {**others, **(carried.extra_args or {})} or None
             salt = f"{carried.cache_salt or ''}/{own}" if own else carried.cache_salt
             salted = prompt if salt is None else {**prompt, "cache_salt": salt}
@@ -181,8 +181,8 @@ class EditedClient:
                 what = f"no edit is live in the namespace {request.namespace!r:.80}"
                 raise VLLMNotFoundError(f"{what}; there are: {known}")
             request.version, request.memory = version, memory
-            if request.held is not None:
-                request.held.enter_context(self._versions.holding(version))
+            if request.pins is not None:
+                request.pins.enter_context(self._versions.holding(version))
         try:
             with self._versions.holding(request.version):
                 yield
@@ -224,11 +224,11 @@ def check_base(config: Any, base: Fingerprint | None) -> None:
     if base is None:
         return
     model = config.model_config
-    found = model.hf_config.model_type, model.hf_text_config.vocab_size, config.additional_config["wise"]["layer"]
-    if (base.model_type, base.vocabulary, base.path) != found:
+    actual = model.hf_config.model_type, model.hf_text_config.vocab_size, config.additional_config["wise"]["layer"]
+    if (base.model_type, base.vocabulary, base.path) != actual:
         raise ConfigError(
             f"the store has edits of a {base.model_type} of {base.vocabulary} tokens, at {base.path}, and vLLM serves "
-            f"a {found[0]} of {found[1]} tokens, edited at {found[2]}; serve that base, or name its store"
+            f"a {actual[0]} of {actual[1]} tokens, edited at {actual[2]}; serve that base, or name its store"
         )
     dtype = str(model.dtype).removeprefix("torch.")
     if base.precision != dtype:

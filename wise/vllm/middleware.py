@@ -60,14 +60,14 @@ class EditingMiddleware:
         await send(message)
 
     async def _request(self, scope: Message, receive: Any, send: Send) -> None:
-        with ExitStack() as held:
-            request = RequestMemory(_namespace(Headers(scope=scope)), held)
+        with ExitStack() as pins:
+            request = RequestMemory(_namespace(Headers(scope=scope)), pins)
             token = request_memory.set(request)
             try:
                 await self._app(scope, receive, _Answer(send, request))
             finally:
                 request_memory.reset(token)
-                request.held = None
+                request.pins = None
 
 
 def store_place() -> str:
@@ -80,10 +80,10 @@ def store_place() -> str:
 
 def _namespace(headers: Headers) -> str:
     """As it is stored. A header is read as Latin-1, and clients send letters beyond ASCII as UTF-8."""
-    given = headers.get(NAMESPACE, DEFAULT_NAMESPACE)
+    name = headers.get(NAMESPACE, DEFAULT_NAMESPACE)
     with suppress(UnicodeDecodeError):  # a client that sends Latin-1
-        given = given.encode("latin-1").decode()
-    return normalize("NFC", given)
+        name = name.encode("latin-1").decode()
+    return normalize("NFC", name)
 
 
 class _Answer:

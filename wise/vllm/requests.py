@@ -46,8 +46,8 @@ class CarriedEdits:
 
     def prompt(self, ids: Sequence[int]) -> dict[str, Any]:
         """As vLLM takes it."""
-        given: dict[str, Any] = {"prompt_token_ids": [*ids]}
-        return given if self.cache_salt is None else given | {"cache_salt": self.cache_salt}
+        inputs: dict[str, Any] = {"prompt_token_ids": [*ids]}
+        return inputs if self.cache_salt is None else inputs | {"cache_salt": self.cache_salt}
 
 
 NOTHING_CARRIED = CarriedEdits(course=None, steps=(), extra_args=None, cache_salt=None)
@@ -94,20 +94,20 @@ def engine_options(
     *,
     chat_template: str | None = None,
     record: bool = False,
-    given: Mapping[str, Any] | None = None,
+    user_options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Arguments of vLLM's `EngineArgs` with which the plug-in stands beside a layer.
 
     layer: path of the edited module, `WiseModel.target_module.path`.
     chat_template: if the front end's tokenizer has another one than its folder. record: keep what is added, for a
-    check. given: arguments to which these are added.
+    check. user_options: arguments to which these are added.
 
     Raises ConfigError as `check_mode` does, and for another extension of the worker.
     """
     check_mode(config)
     further = {"chat_template": chat_template, "encoder": config.encoder, "relations": config.relations}
     own = {"layer": layer, "record": record} | {name: value for name, value in further.items() if value is not None}
-    options = dict(given or {})
+    options = dict(user_options or {})
     taken = options.get("worker_extension_cls")
     if taken not in (None, EXTENSION):
         raise ConfigError(f"worker_extension_cls={taken!r}: the side memory needs that place; leave it out")
@@ -122,12 +122,12 @@ async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:
 
     Raises ConfigError if an edit would change no answer, or what a worker raised.
     """
-    found: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store, this_process()))
+    workers: list[dict[str, Any]] = await engine.collective_rpc("wise_attach", args=(store, this_process()))
     size = engine.vllm_config.parallel_config.data_parallel_size
     for rank in range(size) if size > 1 else [None]:
         before, after = [await _first_logprobs(engine, probe, rank) for probe in (False, True)]
         check_probe(before, after)
-    return found
+    return workers
 
 
 async def load_version(engine: Any, version: int) -> None:
@@ -169,11 +169,11 @@ async def _first_logprobs(engine: Any, probe: bool, rank: int | None) -> dict[in
     from vllm import SamplingParams
 
     prompt, arguments = probe_request(probe)
-    found: dict[int, float] = {}
+    logprobs: dict[int, float] = {}
     request = f"wise-probe-{uuid4().hex}"
     async for output in engine.generate(prompt, SamplingParams(**arguments), request, data_parallel_rank=rank):
-        found = logprobs_of(output)
-    return found
+        logprobs = logprobs_of(output)
+    return logprobs
 
 
 def logprobs_of(output: Any) -> dict[int, float]:

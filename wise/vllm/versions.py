@@ -22,19 +22,19 @@ class HeldVersions:
     """
 
     def __init__(self) -> None:
-        self._held: list[int] = []
+        self._versions: list[int] = []
         """In the order in which they came."""
         self._requests: Counter[int | None] = Counter()
 
     @property
     def empty(self) -> bool:
         """Whether nothing was loaded yet."""
-        return not self._held
+        return not self._versions
 
     @contextmanager
     def holding(self, version: int | None) -> Iterator[None]:
         """A request has a version within the block; None is the base alone. Raises DroppedError."""
-        if version is not None and version not in self._held:
+        if version is not None and version not in self._versions:
             raise DroppedError(f"version {version} is not served any more; ask again")
         self._requests[version] += 1
         try:
@@ -44,12 +44,12 @@ class HeldVersions:
 
     async def load(self, engine: Any, version: int) -> None:
         """Returns when all workers have a version of the store. Raises what loading it raised."""
-        if version in self._held:
+        if version in self._versions:
             return
         await load_version(engine, version)
         self._requests = +self._requests
-        kept = {version, *self._held[-1:], *self._requests}
-        gone = [number for number in self._held if number not in kept]
-        self._held = [number for number in self._held if number in kept] + [version]
-        for number in gone:
+        kept = {version, *self._versions[-1:], *self._requests}
+        dropped = [number for number in self._versions if number not in kept]
+        self._versions = [number for number in self._versions if number in kept] + [version]
+        for number in dropped:
             await engine.collective_rpc("wise_drop", args=(number,))

@@ -145,5 +145,5 @@ class WiseWorker:
 
     def wise_recorded(self) -> dict[str, list[tuple[int, str]]]:
         """Since the last call: by request, the positions and edits that were added. Needs the option `record`."""
-        found, self._wise.recorded = self._wise.recorded or {}, {}
-        return {request: sorted(own.items()) for request, own in found.items()}
+        recorded, self._wise.recorded = self._wise.recorded or {}, {}
+        return {request: sorted(own.items()) for request, own in recorded.items()}

@@ -77,12 +77,12 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
     """Facts of a file in the shape of `everyday.jsonl`, or of a table with these columns; all but prompt and target may
     be left out. columns: field -> column, where they differ. In a table, and with `columns`, what is not used is told
     to the log. Raises EditError, naming the line, for one that is not usable or has an unknown field."""
-    named, found, others = Columns(columns, FIELDS, lists=LISTS), list[Fact](), Counter[str]()
+    named, facts, others = Columns(columns, FIELDS, lists=LISTS), list[Fact](), Counter[str]()
     for file, line, row in each_row(path):
         try:
             if not columns and not is_table(file):
                 check_known("", row, FIELDS)
-            found.append(_fact(named.fields_of(row)))
+            facts.append(_fact(named.fields_of(row)))
         except EditError as error:
             raise EditError(f"{file}:{line}: {error}") from None
         others.update(unread(row))
@@ -91,7 +91,7 @@ def read_facts(path: Path, columns: Mapping[str, str] | None = None) -> list[Fac
         raise EditError(f"{path}: {absent}")
     if others:
         logger.warning("%s: columns that are not used: %s", path, listed(others))
-    return found
+    return facts
 
 
 def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
@@ -112,8 +112,8 @@ def facts_of(records: Sequence[Record], *, seed: int = 0) -> list[Fact]:
     for record in records:
         others = [name for name in sorted(prompts) if name != record.relation]
         few = order.sample(others, min(WORDINGS, len(others))) if record.edit.subject else []
-        known = by_relation.get(record.relation or "", set())
-        apart = [[text for text in prompts[name] if _flat(text) not in known] for name in few]
+        relation_answers = by_relation.get(record.relation or "", set())
+        apart = [[text for text in prompts[name] if _flat(text) not in relation_answers] for name in few]
         same = [order.choice(texts).replace("{}", record.edit.subject or "") for texts in apart if texts]
         named = [text for text in record.neighbours if record.edit.subject and record.edit.subject in text]
         results.append(

@@ -90,8 +90,8 @@ class ChatFigures:
         """For JSON: share, count and 95 % interval of each measure, and what went wrong. The wordings of one fact stand
         and fall together, so the interval takes them together (`share_interval`)."""
         shares = {
-            name: {"share": right / asked, "asked": asked, "interval": list(self._interval(name))}
-            for name, (right, asked) in self.measures.items()
+            name: {"share": right / count, "asked": count, "interval": list(self._interval(name))}
+            for name, (right, count) in self.measures.items()
         }
         wrong = [
             {"measure": r.question.measure, "prompt": r.question.text, "answer": r.answer, "opened": r.opened}
@@ -111,9 +111,9 @@ def apply_edits(
 ) -> EditReport:
     """Makes edits in calls as large as the editor's paper has them. chat: the templated question stands for the prompt
     where an editor knows no chats."""
-    given = [edit if not chat or editor in CHAT_EDITORS else _templated(model.encoder, edit) for edit in edits]
-    stream = EditStream(model, given, find_editor(editor).batch, progress)
-    stream.advance(len(given))
+    new_edits = [edit if not chat or editor in CHAT_EDITORS else _templated(model.encoder, edit) for edit in edits]
+    stream = EditStream(model, new_edits, find_editor(editor).batch, progress)
+    stream.advance(len(new_edits))
     reports = stream.reports
     return EditReport(
         outcomes=tuple(outcome for report in reports for outcome in report.outcomes),
@@ -168,8 +168,8 @@ def measure_chat(
         results += _oracle(model, facts, [q for q in questions if q.measure == "rewordings"], progress)
     counts: dict[str, tuple[int, int]] = {}
     for result in results:
-        right, asked = counts.get(result.question.measure, (0, 0))
-        counts[result.question.measure] = right + result.right, asked + 1
+        right, count = counts.get(result.question.measure, (0, 0))
+        counts[result.question.measure] = right + result.right, count + 1
     return ChatFigures(measures=counts, results=tuple(results))
 
 
@@ -203,33 +203,33 @@ def _question(
     )
 
 
-def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, wanted: int | None) -> list[Fact]:
-    """The first `wanted` facts to whose prompt the base says the right answer."""
+def base_says(model: EditedModel, facts: Sequence[Fact], *, chat: bool, limit: int | None) -> list[Fact]:
+    """The first `limit` facts to whose prompt the base says the right answer."""
     results: list[Fact] = []
     for start in range(0, len(facts), KNOWN_AT_ONCE):
         part = [fact for fact in facts[start : start + KNOWN_AT_ONCE] if fact.answer]
-        asked = [_question(model.encoder, chat, "known", i, f.edit.prompt, True) for i, f in enumerate(part)]
-        answers = _ask(Prompter(model), "known", asked, base=True, tokens=8)
+        questions = [_question(model.encoder, chat, "known", i, f.edit.prompt, True) for i, f in enumerate(part)]
+        answers = _ask(Prompter(model), "known", questions, base=True, tokens=8)
         results += [f for f, a in zip(part, answers, strict=True) if _contains(a, f.answer)]
-        if wanted is not None and len(results) >= wanted:
+        if limit is not None and len(results) >= limit:
             break
-    return results[:wanted]
+    return results[:limit]
 
 
 def _questions(encoder: Encoder, facts: Sequence[Fact], chat: bool) -> list[Question]:
     ask = partial(_question, encoder, chat)
     results = []
     for i, fact in enumerate(facts):
-        said: list[tuple[str, Sequence[str], dict[str, Any]]] = [
+        forms: list[tuple[str, Sequence[str], dict[str, Any]]] = [
             ("edit", (fact.edit.prompt,), {}),
             ("rewordings", fact.rewordings, {}),
             ("free rewordings", fact.free_rewordings, {}),
             ("behind other text", fact.rewordings[:1], {"preface": PREFACE}),
         ]
         if chat:
-            said.append(("second turn", fact.rewordings[:1], {"before": EARLIER}))
-            said.append(("system message", fact.rewordings[1:2], {"system": SYSTEM}))
-        results += [ask(measure, i, text, True, **how) for measure, texts, how in said for text in texts]
+            forms.append(("second turn", fact.rewordings[:1], {"before": EARLIER}))
+            forms.append(("system message", fact.rewordings[1:2], {"system": SYSTEM}))
+        results += [ask(measure, i, text, True, **how) for measure, texts, how in forms for text in texts]
         results += [ask(SAME_SUBJECT, i, text, False) for text in fact.same_subject]
         results += [ask("neighbours unchanged", i, text, False) for text in fact.neighbours]
     return results + [ask("general unchanged", -1, text, False) for text in (GENERAL if chat else ())]
@@ -245,7 +245,7 @@ def _ask(
         if isinstance(asked_model, InContext) and all(q.messages for q in part):
             prompts = [encoder.turn(asked_model.conversation(q.messages)) for q in part]
         else:
-            prompts = prompter.given([q.ids for q in part], base=base)
+            prompts = prompter.with_context([q.ids for q in part], base=base)
         out = greedy(model, prompts, stops=encoder.stops, max_new_tokens=tokens)
         return [str(encoder.tokenizer.decode(ids)) for ids in out]
 
@@ -274,9 +274,9 @@ def _oracle(model: WiseModel, facts: Sequence[Fact], questions: Sequence[Questio
         with nullcontext() if forced is None else consulting(model, forced):
             answers = _ask(Prompter(model), "oracle", group)
         for question, answer in zip(group, answers, strict=True):
-            asked = replace(question, measure="oracle")
+            as_oracle = replace(question, measure="oracle")
             right = slot != NO_SLOT and says(fact, answer)
-            results.append(Result(question=asked, answer=answer, right=right, opened=True))
+            results.append(Result(question=as_oracle, answer=answer, right=right, opened=True))
         progress("asking with an oracle", i + 1, len(facts))
     return results
 
@@ -285,5 +285,5 @@ def _contains(text: str, words: str | None) -> bool:
     """`words` stand in a text as whole words; None stands in none."""
     if words is None:
         return False
-    wanted = re.sub(r"^(?:the|a|an|to|in|on|at)\s+", "", words.casefold().strip())
-    return re.search(rf"(?<!\w){re.escape(wanted)}(?!\w)", text.casefold()) is not None
+    phrase = re.sub(r"^(?:the|a|an|to|in|on|at)\s+", "", words.casefold().strip())
+    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text.casefold()) is not None

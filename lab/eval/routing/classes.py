@@ -80,9 +80,9 @@ def build_routing_set(
     passages = _shuffled(shipped_passages() if text is None else text, rng)
     generic = _shuffled(shipped_questions() if questions is None else questions, rng)
     ids = {record.edit.id for record in records} | {edit.id for edit in live}
-    held = {edit.prompt: edit.id for edit in live}  # of a prompt that was edited again, the last edit
+    id_of_prompt = {edit.prompt: edit.id for edit in live}  # of a prompt that was edited again, the last edit
     material = Material(
-        records=tuple(record for record in records if held.get(record.edit.prompt) == record.edit.id),
+        records=tuple(record for record in records if id_of_prompt.get(record.edit.prompt) == record.edit.id),
         pool=tuple(record for record in pool if record.edit.id not in ids),
         live=tuple(live),
         encoder=encoder,

@@ -138,10 +138,10 @@ def _flips(
 ) -> tuple[float | None, dict[str, float | None]]:
     """Mean changes of speaker over edits and paraphrases together, and by kind of prompt."""
     tested = select(model, records).tested
-    held = [each for each in tested if each.record.edit.id in live]
+    live_tests = [each for each in tested if each.record.edit.id in live]
     prompts = {
-        EDITS: [each.record.edit.prompt for each in held],
-        PARAPHRASES: [prompt for each in held for prompt in each.paraphrases],
+        EDITS: [each.record.edit.prompt for each in live_tests],
+        PARAPHRASES: [prompt for each in live_tests for prompt in each.paraphrases],
         NEIGHBOURS: [prompt for each in tested for prompt in each.neighbours],
     }
     counts = {

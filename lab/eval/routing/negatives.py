@@ -151,11 +151,11 @@ class Names:
 
     def nearest(self, name: str) -> Iterator[str]:
         """Other names, those of the largest Jaccard index of trigrams first, none below `LEAST`."""
-        wanted = trigrams(name)
-        common = Counter(place for trigram in wanted for place in self._holding.get(trigram, ()))
+        name_trigrams = trigrams(name)
+        common = Counter(place for trigram in name_trigrams for place in self._holding.get(trigram, ()))
         ranked = []
         for place, count in common.items():
-            index = count / (len(wanted) + len(self._trigrams[place]) - count)
+            index = count / (len(name_trigrams) + len(self._trigrams[place]) - count)
             if index >= LEAST and not same_name(name, self.names[place]):
                 ranked.append((-index, place))
         for _, place in sorted(ranked):
@@ -163,24 +163,25 @@ class Names:
 
 
 def _same_relation(material: Material, record: Record, others: dict[str, list[Record]]) -> Iterator[str]:
-    asked = material.relations.asked(record.edit, record.paraphrases)
-    neighbours = [text for text in record.neighbours if material.relations.subject_in(text, asked.relation) is not None]
-    right = [text for text in neighbours if _is_other(material, text, record, asked)]
+    relation = material.relations.asked_relation(record.edit, record.paraphrases)
+    subject_in = material.relations.subject_in
+    neighbours = [text for text in record.neighbours if subject_in(text, relation.relation) is not None]
+    right = [text for text in neighbours if _is_other(material, text, record, relation)]
     yield from right
-    if right or asked.relation is None:
+    if right or relation.relation is None:
         return
     rng = material.rng("same_relation", record)
-    same = others.get(asked.relation, [])
+    same = others.get(relation.relation, [])
     for other in rng.sample(same, min(PER_RECORD, len(same))):
-        if _is_other(material, other.edit.prompt, record, asked):
+        if _is_other(material, other.edit.prompt, record, relation):
             yield other.edit.prompt
 
 
-def _is_other(material: Material, text: str, record: Record, asked: AskedRelation) -> bool:
+def _is_other(material: Material, text: str, record: Record, relation: AskedRelation) -> bool:
     """`text`, which asks what the record does, asks it of a subject that was not edited. The target is none either:
     where a relation holds both ways, as that of twin cities, its answer follows from the edit."""
     target = Phrases([words(record.edit.target)])
-    return not material.edited.may_ask(text, asked) and not target.within(text)
+    return not material.edited.may_ask(text, relation) and not target.within(text)
 
 
 def _by_relation(material: Material, records: Sequence[Record]) -> dict[str, list[Record]]:
@@ -228,7 +229,7 @@ def _put_in(material: Material, subject: str, templates: Sequence[str], rng: ran
 def _is_beside(material: Material, text: str, subject: str) -> bool:
     """The data says that another relation is asked, which is believed unless the wording is an edited one's."""
     template = template_of(text, subject)
-    if template is None or material.edited.asks(text):
+    if template is None or material.edited.is_edited(text):
         return False
     relation = material.relations.of_template(template)
     facts = material.edited.facts_of(subject)
@@ -271,12 +272,12 @@ def _usual_company(material: Material) -> dict[str, list[str]]:
 
 
 def _near_duplicates(material: Material, record: Record, of_relation: dict[str, Names]) -> Iterator[str]:
-    subject, asked = record.edit.subject, material.relations.asked(record.edit, record.paraphrases)
-    if subject is None or asked.relation is None:
+    subject, relation = record.edit.subject, material.relations.asked_relation(record.edit, record.paraphrases)
+    if subject is None or relation.relation is None:
         return
-    names = of_relation[asked.relation]
+    names = of_relation[relation.relation]
     texts = (record.edit.prompt.replace(subject, name) for name in names.nearest(subject))
-    yield from islice((text for text in texts if _is_other(material, text, record, asked)), 1)
+    yield from islice((text for text in texts if _is_other(material, text, record, relation)), 1)
 
 
 def negative_drafts(material: Material) -> list[Draft]:

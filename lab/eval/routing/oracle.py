@@ -110,7 +110,7 @@ class ForcedRouter(HybridRouter):
         self.__dict__.update({k: v for k, v in vars(router).items() if k not in self.__dict__})
         self._decisions, self._lock = OrderedDict(), threading.Lock()
         self._decision = Decision(slot=slot, score=1.0, threshold=0.0)
-        self._begun: set[bytes] = set()
+        self._started: set[bytes] = set()
         """The texts at whose ends an answer begins."""
 
     def decide(self, question: str, before: str = "", turns: Sequence[str] = (), margin: float = 0.0) -> Decision:
@@ -124,9 +124,9 @@ class ForcedRouter(HybridRouter):
             return
         _, answer = self._answers(self._decision.slot)[COMPLETION]
         ends = range(max(0, len(ids) - 1 - len(answer)), len(ids))
-        begins = [end for end in ends if ids[: end + 1].tobytes() in self._begun]
+        begins = [end for end in ends if ids[: end + 1].tobytes() in self._started]
         if not first and not begins:
-            self._begun.add(ids.tobytes())
+            self._started.add(ids.tobytes())
             begins = [len(ids) - 1]
         yield from self.answer_places(ids, first, begins, NEVER, dict.fromkeys(begins, self._decision))
 
@@ -183,7 +183,7 @@ def _forced(
     def compute(_: PreTrainedModel, part: Sequence[SlotQuestion]) -> list[bool]:
         results = []
         for slot, group in groupby(part, lambda question: question.slot):
-            results += _answered(model, list(group), ForcedRouter(router, slot))
+            results += _are_right(model, list(group), ForcedRouter(router, slot))
         return results
 
     return prompter.mapped("routing.oracle", questions, compute, lambda q: (q.slot, *q.order), base=False)
@@ -193,16 +193,16 @@ def _at_places(prompter: Prompter, model: WiseModel, questions: Sequence[SlotQue
     """Whether each question is answered rightly where its slot speaks at the places at which it must."""
     rows = [PromptRow(prompt=q.question.ids, fed=q.question.target) for q in questions]
     unaided = prompter.best("routing.oracle.unaided", rows, base=True)
-    asked = list(zip(questions, unaided, strict=True))
+    pairs = list(zip(questions, unaided, strict=True))
 
     def compute(_: PreTrainedModel, part: Sequence[tuple[SlotQuestion, list[int]]]) -> list[bool]:
         results = []
         for group in _together(part, model.encoder.context):
             alike = [question for question, _ in group]
-            results += _answered(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
+            results += _are_right(model, alike, OracleRouter(torch.tensor([q.slot for q in alike]), _speaking(group)))
         return results
 
-    return prompter.mapped("routing.oracle", asked, compute, lambda item: item[0].order, base=False)
+    return prompter.mapped("routing.oracle", pairs, compute, lambda item: item[0].order, base=False)
 
 
 def _together(
@@ -227,10 +227,10 @@ def _speaking(group: Sequence[tuple[SlotQuestion, list[int]]]) -> Tensor:
 
 def speaking_places(target: Sequence[int], unaided: Sequence[int]) -> list[bool]:
     """Where the right slot must speak: first, and wherever the base says something else than the target's token."""
-    return [place == 0 or answer != wanted for place, (answer, wanted) in enumerate(zip(unaided, target, strict=True))]
+    return [place == 0 or answer != token for place, (answer, token) in enumerate(zip(unaided, target, strict=True))]
 
 
-def _answered(model: WiseModel, questions: Sequence[SlotQuestion], router: Router) -> list[bool]:
+def _are_right(model: WiseModel, questions: Sequence[SlotQuestion], router: Router) -> list[bool]:
     prompts, limits = zip(*((q.question.ids, q.question.limit) for q in questions), strict=True)
     with consulting(model, router) as oracle:
         answers = greedy(oracle, prompts, stops=model.encoder.stops, max_new_tokens=limits)

@@ -39,9 +39,9 @@ class AskedRelation:
     topics: frozenset[str]
 
     def apart(self, other: AskedRelation) -> bool:
-        known = bool(self.topics) and bool(other.topics)
+        both_known = bool(self.topics) and bool(other.topics)
         same = self.relation is not None and self.relation == other.relation
-        return known and not same and self.topics.isdisjoint(other.topics)
+        return both_known and not same and self.topics.isdisjoint(other.topics)
 
 
 class Relations:
@@ -105,12 +105,12 @@ class Relations:
         """The relation of an edit; None where it has no subject."""
         return self.of_template(template_of(edit.prompt, edit.subject))
 
-    def asked(self, edit: Edit, wordings: Iterable[str] = ()) -> AskedRelation:
+    def asked_relation(self, edit: Edit, wordings: Iterable[str] = ()) -> AskedRelation:
         """What an edit asks, by its own prompt, further wordings of it and the prompts of its relation."""
         texts = (edit.prompt, *edit.paraphrases, *wordings)
         templates = [template_of(text, edit.subject) or text for text in texts]
-        known = self.asked_by(templates[0])
-        return AskedRelation(relation=known.relation, topics=known.topics.union(*map(topics_of, templates[1:])))
+        topics = self.asked_by(templates[0])
+        return AskedRelation(relation=topics.relation, topics=topics.topics.union(*map(topics_of, templates[1:])))
 
     def subject_in(self, text: str, relation: str | None) -> str | None:
         """The subject of `text` where it reads like a template of `relation`; of several readings the shortest."""
@@ -124,8 +124,8 @@ class Relations:
     def asked_by(self, template: str) -> AskedRelation:
         """What a template asks, by its own words and the prompts of its relation."""
         relation = self.of_template(template)
-        known = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
-        return AskedRelation(relation=relation, topics=topics_of(template) | known)
+        topics = self._matters.get(relation, frozenset()) if relation is not None else frozenset()
+        return AskedRelation(relation=relation, topics=topics_of(template) | topics)
 
 
 NEGATIVE_PROBES = ("locality.gold", "ripple.relation_specificity")
@@ -136,29 +136,30 @@ class EditedFacts:
     """All edited facts, by the texts that ask for them and by their subjects."""
 
     def __init__(self, records: Sequence[Record], live: Iterable[Edit], relations: Relations) -> None:
-        self._asked: set[str] = set()
+        self._edited_texts: set[str] = set()
         self._facts: dict[Words, list[AskedRelation]] = defaultdict(list)
         for record in records:
             wordings = (*record.paraphrases, *record.free_paraphrases)
             self._add(record.edit, wordings, relations)
             queries = [query for probe in record.probes if probe.kind not in NEGATIVE_PROBES for query in probe.queries]
             # An edit may also colour how a free text about its subject goes on.
-            self._asked |= {normal(text) for text in (*(query.prompt for query in queries), *record.generation_prompts)}
-        known = {record.edit.id for record in records}
+            texts = (*(query.prompt for query in queries), *record.generation_prompts)
+            self._edited_texts |= set(map(normal, texts))
+        record_ids = {record.edit.id for record in records}
         for edit in live:
-            if edit.id not in known:
+            if edit.id not in record_ids:
                 self._add(edit, (), relations)
-        self._prompts = Phrases(words(text) for text in self._asked)
+        self._prompts = Phrases(words(text) for text in self._edited_texts)
         self._subjects = Phrases(self._facts)
 
     def _add(self, edit: Edit, wordings: Sequence[str], relations: Relations) -> None:
-        self._asked |= {normal(text) for text in (edit.prompt, *edit.paraphrases, *wordings)}
+        self._edited_texts |= {normal(text) for text in (edit.prompt, *edit.paraphrases, *wordings)}
         if edit.subject is not None:
-            self._facts[words(edit.subject)].append(relations.asked(edit, wordings))
+            self._facts[words(edit.subject)].append(relations.asked_relation(edit, wordings))
 
-    def asks(self, text: str) -> bool:
+    def is_edited(self, text: str) -> bool:
         """`text` is an edited prompt or a wording of one."""
-        return normal(text) in self._asked
+        return normal(text) in self._edited_texts
 
     def states(self, text: str) -> bool:
         """An edited prompt, or a wording of one, stands somewhere in `text`."""
@@ -168,12 +169,12 @@ class EditedFacts:
         """`text` names a subject that was edited, whatever it says about it."""
         return bool(self._subjects.within(text))
 
-    def may_ask(self, text: str, asked: AskedRelation) -> bool:
-        """`text`, which asks `asked`, may ask for an edited fact: it is one of the known wordings, or it names an
+    def may_ask(self, text: str, relation: AskedRelation) -> bool:
+        """`text`, which asks `relation`, may ask for an edited fact: it is one of the known wordings, or it names an
         edited subject and what it asks is not surely apart from what was edited about that."""
-        if self.asks(text):
+        if self.is_edited(text):
             return True
-        return any(not asked.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
+        return any(not relation.apart(fact) for subject in self._subjects.within(text) for fact in self._facts[subject])
 
     def facts_of(self, subject: str) -> list[AskedRelation]:
         return self._facts.get(words(subject), [])

@@ -72,8 +72,8 @@ def negative_figures(
     for name, figure in FIGURES.items():
         result[name] = figure(positive.values, negative.values)
         low, high = intervals[name]
-        known = low < high and negative.values.numel() >= LEAST.get(name, 1)
-        result[f"{name}_ci"] = [low, high] if known else None
+        is_known = low < high and negative.values.numel() >= LEAST.get(name, 1)
+        result[f"{name}_ci"] = [low, high] if is_known else None
     result["against_edits"] = (
         None if edits is None else {name: f(edits.values, negative.values) for name, f in FIGURES.items()}
     )

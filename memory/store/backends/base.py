@@ -26,7 +26,7 @@ class Backend(ABC):
     """What to call it in a message."""
     writer: bool
     """Whether it was opened as the one writer, which alone may change what is served."""
-    lost: bool = False
+    is_lost: bool = False
     """Whether it was closed, or is the writer and lost its session or its lock: the store must be opened again."""
 
     @abstractmethod

@@ -274,7 +274,7 @@ class PostgresBackend(Backend):
 
     def close(self) -> None:
         with self._guard:
-            self.lost = True
+            self.is_lost = True
             if self._connection is None:
                 return
             try:
@@ -293,7 +293,7 @@ class PostgresBackend(Backend):
             if getattr(error, "sqlstate", None) == _LOCK_TIMEOUT:
                 raise held_up(self.place, what, LOCK_PATIENCE) from error
             if self._connection is not None and self._connection.broken:
-                self.lost, again = self.writer, "open it" if self.writer else "try"
+                self.is_lost, again = self.writer, "open it" if self.writer else "try"
                 what = f"lost the connection; {again} again, which shows whether what was under way was still done"
             primary = getattr(getattr(error, "diag", None), "message_primary", None)  # the details may quote a row
             message = redacted(" ".join((primary or str(error)).split()))

@@ -138,7 +138,7 @@ class SqliteBackend(Backend):
                 os.close(self._writer_handle)
                 self._writer_handle = again
                 return
-        self.lost = True
+        self.is_lost = True
         raise StoreError(
             f"{self.place}: {LOCK_FILE} was removed or replaced, and another process is the writer by now; this one "
             "writes no more: open the store again"
@@ -281,7 +281,7 @@ class SqliteBackend(Backend):
 
     def close(self) -> None:
         with self._guard:
-            self.lost = True
+            self.is_lost = True
             if self._connection is not None:
                 self._connection.close()
                 self._connection = None

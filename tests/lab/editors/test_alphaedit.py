@@ -34,7 +34,7 @@ def test_the_change_is_that_of_the_paper():
     editor = opened()
     editor.prepare()
     keys, residual, earlier = random(4, 64), random(4, 32, seed=1), random(6, 64, seed=2)
-    editor._written({path: earlier.float() for path in editor.paths})
+    editor._note_keys({path: earlier.float() for path in editor.paths})
     free = editor.free[1]
     project = free @ free.T
     torch.testing.assert_close(project @ project, project)
@@ -88,7 +88,7 @@ def test_earlier_edits_are_moved_less_for_being_known():
     earlier, residual = random(3, 64), random(3, 32, seed=1)
     keys = earlier + 0.5 * random(3, 64, seed=2)  # near enough to disturb them
     forgetting = (earlier @ editor._change(1, keys, residual).T).norm()
-    editor._written({path: earlier.float() for path in editor.paths})
+    editor._note_keys({path: earlier.float() for path in editor.paths})
     remembering = (earlier @ editor._change(1, keys, residual).T).norm()
     assert remembering < 0.8 * forgetting
 

@@ -38,7 +38,7 @@ def book(*entries: tuple[float, float, int]) -> Codebook:
 
 
 def written(old: Codebook, key: float, label: int, radius: float) -> tuple[Codebook, int]:
-    return old.written(torch.tensor([key]), (label,), torch.tensor([-1.0]), torch.tensor(radius))
+    return old.inserted(torch.tensor([key]), (label,), torch.tensor([-1.0]), torch.tensor(radius))
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)
@@ -53,7 +53,7 @@ def test_value_inside_and_base_bit_for_bit_outside(model_type: str) -> None:
     near = activations + 0.01
     value = torch.full((editor.layer.out_features,), 7.0)
     radius = 0.02 * key.norm()
-    editor.layer.codebook, _ = editor.layer.codebook.written(key, (1,), value, radius)
+    editor.layer.codebook, _ = editor.layer.codebook.inserted(key, (1,), value, radius)
     assert (near.reshape(6, -1)[4] - key).norm() < radius
     for given in (activations, near):
         expected = editor.layer.base_module(given).reshape(6, -1).clone()
@@ -84,8 +84,8 @@ def test_later_tokens_read_the_value_through_the_blocks_above() -> None:
         editor = grace(layer=layer, epsilon=1e-3)
         with torch.no_grad():
             before = editor.model(ids, use_cache=False).logits[0]
-            key, start = (tokens[2] for tokens in editor.layer.seen(editor.model, [5, 6, 7, 8, 9]))
-            editor.layer.codebook, _ = editor.layer.codebook.written(key, (1,), start + 5, 1e-3 * key.norm())
+            key, start = (tokens[2] for tokens in editor.layer.layer_io(editor.model, [5, 6, 7, 8, 9]))
+            editor.layer.codebook, _ = editor.layer.codebook.inserted(key, (1,), start + 5, 1e-3 * key.norm())
             after = editor.model(ids, use_cache=False).logits[0]
         assert torch.equal(before[:2], after[:2]) and not torch.equal(before[2], after[2])
         assert torch.equal(before[3:], after[3:]) != reaches
@@ -129,7 +129,7 @@ def test_labels_of_equal_mean_are_different_labels() -> None:
     old = Codebook(
         keys=torch.zeros(1, 1), values=torch.zeros(1, 1), radii=torch.ones(1), labels=((10, 20),)
     )
-    new, _ = old.written(torch.tensor([1.5]), (14, 16), torch.zeros(1), torch.tensor(1.0))
+    new, _ = old.inserted(torch.tensor([1.5]), (14, 16), torch.zeros(1), torch.tensor(1.0))
     assert len(new) == 2 and new.radii.tolist() == [0.75, 0.75]
 
 

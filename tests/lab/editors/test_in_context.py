@@ -61,7 +61,7 @@ def test_a_near_edit_is_read_first_and_the_model_is_untouched(model_type: str) -
     edit = tiny_edits(1)[0]
     editor.edit([edit])
     own, wording, other = encoded(editor, edit.prompt, f"w9 {edit.prompt}", "w60 w61 w62 w63")
-    found = editor.given([own, wording, other])
+    found = editor.with_context([own, wording, other])
     assert found[0] == [BOS, 5, 10, 40, 7, 8, 30, 5, 10, 40, 7, 8]
     assert found[1] == [BOS, 5, 10, 40, 7, 8, 30, 9, 5, 10, 40, 7, 8]
     assert found[2] == other  # the control: below the threshold
@@ -72,11 +72,11 @@ def test_identity_without_edits_while_disabled_and_of_an_empty_prompt() -> None:
     editor = icl()
     edit = tiny_edits(1)[0]
     rows = [*encoded(editor, edit.prompt), [BOS]]
-    assert editor.given(rows) == rows and not editor.embedder.asked  # type: ignore[attr-defined]
+    assert editor.with_context(rows) == rows and not editor.embedder.asked  # type: ignore[attr-defined]
     editor.edit([edit])
     with editor.disabled() as model:
-        assert model is editor.model and editor.given(rows) == rows
-    assert editor.given(rows)[0] != rows[0] and editor.given(rows)[1] == rows[1]
+        assert model is editor.model and editor.with_context(rows) == rows
+    assert editor.with_context(rows)[0] != rows[0] and editor.with_context(rows)[1] == rows[1]
 
 
 def test_threshold_is_met_or_not() -> None:
@@ -85,7 +85,7 @@ def test_threshold_is_met_or_not() -> None:
         editor = icl(threshold=threshold)
         editor.edit([edit])
         asked = encoded(editor, "w5 w6 w7 w9")
-        assert (editor.given(asked) != asked) == read
+        assert (editor.with_context(asked) != asked) == read
 
 
 def test_nearest_facts_are_read_in_the_order_in_which_they_came() -> None:
@@ -100,7 +100,7 @@ def test_nearest_facts_are_read_in_the_order_in_which_they_came() -> None:
         editor = icl(facts=facts, threshold=0.3)
         editor.edit(edits)
         sentences = {e.target: f"{e.prompt} {e.target}" for e in edits}
-        found = words(editor.given(encoded(editor, asked))[0])
+        found = words(editor.with_context(encoded(editor, asked))[0])
         assert found == " ".join([*(sentences[t] for t in expected), asked])
 
 
@@ -109,15 +109,15 @@ def test_oldest_facts_go_first_where_the_context_is_full() -> None:
     edits = [Edit(prompt=f"{filler} w{40 + i}", target=f"w{50 + i}", id=f"e{i}") for i in range(3)]
     editor = icl(facts=3, threshold=0.5)
     editor.edit(edits)
-    found = editor.given(encoded(editor, f"{filler} w41"))[0]
+    found = editor.with_context(encoded(editor, f"{filler} w41"))[0]
     room = editor.encoder.context - min(ANSWER_ROOM, editor.encoder.context // 4)
     assert len(found) == 1 + 32 + 32 + 31 == room
     assert 50 not in found and 51 in found and 52 in found
     roomy = icl(facts=2, threshold=0.5)
     roomy.edit(edits[:2])
-    assert 50 in roomy.given(encoded(editor, f"{filler} w41"))[0]  # the control: nothing newer takes its room
+    assert 50 in roomy.with_context(encoded(editor, f"{filler} w41"))[0]  # the control: nothing newer takes its room
     long = encoded(editor, " ".join([filler] * 3))
-    assert editor.given(long) == long  # no room for any
+    assert editor.with_context(long) == long  # no room for any
 
 
 def test_demonstrations_show_copy_update_and_retain_before_the_fact() -> None:
@@ -133,7 +133,7 @@ def test_demonstrations_show_copy_update_and_retain_before_the_fact() -> None:
     editor.edit([edit])
     fact = "w5 w10 w70 w71"
     copy, update, retain = f"{fact} {fact}", f"{fact} w72 w10 w71", f"{fact} w73 w10 w74"
-    found = words(editor.given(encoded(editor, edit.prompt))[0])
+    found = words(editor.with_context(encoded(editor, edit.prompt))[0])
     assert found == f"{retain} {update} {copy} {edit.prompt} {edit.target} {edit.prompt}"
 
 
@@ -143,7 +143,7 @@ def test_a_neighbour_whose_answer_is_not_known_is_not_demonstrated() -> None:
     example = Record(edit=edit, paraphrases=("w72 w10",), neighbours=("w73 w10",), answer="w74")
     editor = icl(training=[example] * 3, demonstrations=3)
     editor.edit(tiny_edits(1))
-    found = words(editor.given(encoded(editor, tiny_edits(1)[0].prompt))[0])
+    found = words(editor.with_context(encoded(editor, tiny_edits(1)[0].prompt))[0])
     assert "w73" not in found and "w74" not in found and found.startswith("w5 w10 w70 w71 w5 w10 w70 w71 ")
 
 
@@ -154,7 +154,7 @@ def test_facts_end_as_the_base_ends_its_answers() -> None:
     editor = InContext(context, InContextSettings())
     editor.embedder = lambda texts: torch.ones(len(texts), 1)
     editor.edit([edit])
-    found = editor.given([context.encoder.prompt(edit.prompt)])[0]
+    found = editor.with_context([context.encoder.prompt(edit.prompt)])[0]
     assert found == context.encoder.prompt(f"{edit.prompt} {edit.target}{closing} {edit.prompt}")
     assert not context.encoder.stops & set(found[len(context.encoder.bos) :])
 
@@ -164,7 +164,7 @@ def test_the_last_edit_of_a_prompt_is_read() -> None:
     first, anew = (Edit(prompt="w5 w6 w7", target=target, id=target) for target in ("w30", "w31"))
     editor.edit([first])
     editor.edit([anew])
-    assert words(editor.given(encoded(editor, "w5 w6 w7"))[0]) == "w5 w6 w7 w31 w5 w6 w7"
+    assert words(editor.with_context(encoded(editor, "w5 w6 w7"))[0]) == "w5 w6 w7 w31 w5 w6 w7"
 
 
 def test_texts_and_embeddings_are_what_is_kept() -> None:

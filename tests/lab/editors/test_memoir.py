@@ -71,7 +71,7 @@ def test_output_is_the_base_and_the_masked_memory(model_type: str) -> None:
     editor = memoir(model_type)
     editor.edit(tiny_edits(2))
     layer, prompt = editor.layer, asked(editor, 2)[1]
-    activation, output = layer.seen(editor.model, prompt)
+    activation, output = layer.layer_io(editor.model, prompt)
     layer.prompts = torch.ones(1, len(prompt), dtype=torch.bool)
     shaped = activation if model_type == "opt" else activation[None]
     expected = output + (activation * layer.masks[1]) @ layer.memory.T
@@ -106,7 +106,7 @@ def test_another_wording_reads_with_the_mask_of_its_edit() -> None:
     assert editor.layer.matched is not None and editor.layer.matched.tolist() == [0]
     own = editor.layer.hash.masks(editor._mean(other) - editor.layer.usual)
     assert not torch.equal(own[0], editor.layer.masks[0])
-    activation, output = editor.layer.seen(editor.model, other)
+    activation, output = editor.layer.layer_io(editor.model, other)
     expected = output + (activation * editor.layer.masks[0]) @ editor.layer.memory.T
     editor.layer.prompts = torch.ones(1, len(other), dtype=torch.bool)
     torch.testing.assert_close(editor.layer(activation[None])[0].detach(), expected)

@@ -49,11 +49,11 @@ def test_plain_text_shares_its_cache_within_a_version() -> None:
 
 def test_options_of_an_engine() -> None:
     config, path = wise.WiseConfig(), "model.layers.1.mlp.down_proj"
-    options = engine_options(config, path, given={"dtype": "float32", "additional_config": {"other": 1}})
+    options = engine_options(config, path, user_options={"dtype": "float32", "additional_config": {"other": 1}})
     assert options["additional_config"]["wise"]["layer"] == path and options["additional_config"]["other"] == 1
     assert options["dtype"] == "float32" and options["worker_extension_cls"] == "wise.vllm.worker.WiseWorker"
     with pytest.raises(wise.ConfigError, match="worker_extension_cls='mine.Worker'"):
-        engine_options(config, path, given={"worker_extension_cls": "mine.Worker"})
+        engine_options(config, path, user_options={"worker_extension_cls": "mine.Worker"})
     for mode in ("merge", "retrieve"):
         with pytest.raises(wise.ConfigError, match=f"mode='{mode}'.*token ids"):
             engine_options(wise.WiseConfig(mode=mode), path)

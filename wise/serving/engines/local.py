@@ -275,7 +275,7 @@ class LocalEngine:
 
     @torch.no_grad()
     def _step(self) -> None:
-        begun = time.perf_counter()
+        start = time.perf_counter()
         self._cut()
         self._admit()
         if len(self._prefill.batch):
@@ -285,7 +285,7 @@ class LocalEngine:
             with self._failing(self._batch.members):
                 self._decode()
         self._drop()
-        self._metrics.step.observe(time.perf_counter() - begun)
+        self._metrics.step.observe(time.perf_counter() - start)
         self._metrics.running.set(len(self._accepted) - len(self._queue))
         self._metrics.queue.set(len(self._queue))
         self._metrics.cached.set(self._batch.mask.numel() + self._prefill.batch.mask.numel())
@@ -294,7 +294,7 @@ class LocalEngine:
         """Ends the sequences whose time is over, with what was generated."""
         now = time.monotonic()
         with self._changed:
-            late = [one for one in self._accepted if one.job.deadline < now and not one.ended]
+            late = [one for one in self._accepted if one.job.deadline < now and not one.is_over]
         for one in late:
             with self._failing([one]):
                 self._out.append((one.job, one.end("deadline")))
@@ -303,12 +303,12 @@ class LocalEngine:
     def _drop(self) -> None:
         """Removes what has ended."""
         with self._changed:
-            if any(one.ended for one in self._accepted):
-                self._accepted = [one for one in self._accepted if not one.ended]
-                self._queue = deque(one for one in self._queue if not one.ended)
-        if ended := [i for i, one in enumerate(self._prefill.batch.members) if one.ended]:
+            if any(one.is_over for one in self._accepted):
+                self._accepted = [one for one in self._accepted if not one.is_over]
+                self._queue = deque(one for one in self._queue if not one.is_over)
+        if ended := [i for i, one in enumerate(self._prefill.batch.members) if one.is_over]:
             self._prefill.take(ended)
-        self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.ended])
+        self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.is_over])
 
     def _admit(self) -> None:
         """Begins to read as many of the queued prompts as there is room for, in their order."""
@@ -353,10 +353,10 @@ class LocalEngine:
         """Takes the next token of every sequence; those that have ended leave. logits: `[rows, vocabulary]`."""
         likeliest = logits.argmax(-1).tolist()  # for all at once: on an accelerator each copy waits
         for one, own, token in zip(batch.members, logits, likeliest, strict=True):
-            if not one.ended:
+            if not one.is_over:
                 with self._failing([one]):
                     self._observe(one, one.advance(own, token))
-        batch.keep([i for i, one in enumerate(batch.members) if not one.ended])
+        batch.keep([i for i, one in enumerate(batch.members) if not one.is_over])
 
     def _observe(self, one: GeneratedSequence, delta: Delta) -> None:
         self._out.append((one.job, delta))
@@ -366,7 +366,7 @@ class LocalEngine:
             (self._metrics.first if len(one.tokens) == 1 else self._metrics.between).observe(now - one.last)
         one.last = now
         if one.finish is not None:
-            self._seconds_per_answer += 0.1 * (now - one.begun - self._seconds_per_answer)
+            self._seconds_per_answer += 0.1 * (now - one.started_at - self._seconds_per_answer)
 
     @contextmanager
     def _failing(self, members: Sequence[GeneratedSequence]) -> Iterator[None]:
@@ -380,7 +380,7 @@ class LocalEngine:
             self._fail(members, error)
 
     def _fail(self, members: Sequence[GeneratedSequence], error: Exception) -> None:
-        for job in {one.job for one in members if not one.ended}:
+        for job in {one.job for one in members if not one.is_over}:
             job.failed = True
             self._out.append((job, error))
 

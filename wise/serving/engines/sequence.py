@@ -25,42 +25,42 @@ class Detokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-CONTEXT:])
-        self._start, self._done = 0, len(self._ids)
+        self._start, self._detokenized = 0, len(self._ids)
         """Where decoding starts, and up to where the text was taken."""
         self._stops = stops
-        self._held = ""
+        self._pending = ""
         self.stopped = False
         """A stop sequence was found: nothing follows."""
 
     def add(self, token: int) -> str:
         """The text that is final now that `token` came."""
         self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._done])
+        before = self._decode(self._ids[self._start : self._detokenized])
         now = self._decode(self._ids[self._start :])
         if now.endswith(INCOMPLETE):
             return ""
-        self._start, self._done = max(0, self._done - 1), len(self._ids)
+        self._start, self._detokenized = max(0, self._detokenized - 1), len(self._ids)
         return self._release(now[len(before) :])
 
     def end(self) -> str:
         """The text that was held back, now that nothing follows."""
         if self.stopped:
             return ""
-        before = self._decode(self._ids[self._start : self._done])
+        before = self._decode(self._ids[self._start : self._detokenized])
         rest = self._release(self._decode(self._ids[self._start :])[len(before) :])
-        rest += "" if self.stopped else self._held
-        self._done, self._held = len(self._ids), ""
+        rest += "" if self.stopped else self._pending
+        self._detokenized, self._pending = len(self._ids), ""
         return rest
 
     def _release(self, new: str) -> str:
-        text = self._held + new
-        found = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if found:
-            self.stopped, self._held = True, ""
-            return text[: min(found)]
-        held = max((overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+        text = self._pending + new
+        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            self.stopped, self._pending = True, ""
+            return text[: min(places)]
+        pending = max((overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - pending :]
+        return text[: len(text) - pending]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -86,7 +86,7 @@ class GeneratedSequence:
         self.job, self.index, self.request = job, index, request
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
-        self.begun = self.last = time.monotonic()
+        self.started_at = self.last = time.monotonic()
         """When it was queued, and when its last token came."""
         self._routed: list[RoutedToken] = []
         """Since the last delta."""
@@ -102,7 +102,7 @@ class GeneratedSequence:
         return self.request.handle.memory
 
     @property
-    def ended(self) -> bool:
+    def is_over(self) -> bool:
         """It is finished, has failed, or nobody waits for it."""
         return self.finish is not None or self.job.cancelled or self.job.failed
 

@@ -77,7 +77,7 @@ class VllmEngine:
             raise ConfigError(f"engine='vllm' needs {need}") from error
         self._encoder, self._tokenizer = model.encoder, model.tokenizer
         self._settings, self._metrics = settings, metrics
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "model": settings.model or str(model_path()),
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "max_model_len": model.encoder.context,
@@ -88,7 +88,10 @@ class VllmEngine:
             **({"gpu_memory_utilization": CPU_MEMORY} if current_platform.is_cpu() else {}),
         } | settings.vllm
         self._options = engine_options(
-            model.wise_config, model.target_module.path, chat_template=model.tokenizer.chat_template, given=given
+            model.wise_config,
+            model.target_module.path,
+            chat_template=model.tokenizer.chat_template,
+            user_options=options,
         )
         release_weights(model.model)
         self._llm: Any = None
@@ -96,14 +99,14 @@ class VllmEngine:
         self._thread = threading.Thread(target=self._run, name="wise-vllm", daemon=True)
         self._started: Future[None] = Future()
         self._versions = HeldVersions()
-        self._asked: dict[str, Edit] = {}
+        self._verified_edits: dict[str, Edit] = {}
         """The edits that were asked, by id."""
         half = max(1, settings.max_batch_size // 2)
         self._places_at_start, self._places = asyncio.Semaphore(half), asyncio.Semaphore(half)
         """For the edits that are asked at the start, and for those that come later. Users take turns with them."""
         self._answers: set[Future[None]] = set()
         """Those that are not finished."""
-        size = given["max_num_seqs"] * given.get("data_parallel_size", 1)  # so many run at once, and the others wait
+        size = options["max_num_seqs"] * options.get("data_parallel_size", 1)  # the number that runs at once
         metrics.running.set_function(lambda: min(self.busy, size))
         metrics.queue.set_function(lambda: max(0, self.busy - size))
         for unknown in (metrics.step, metrics.cached, metrics.cache_limit):
@@ -163,10 +166,10 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM could not do it: {error!r:.500}") from error
         places = self._places_at_start if first else self._places
-        asked = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
+        future = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
         if not first:
             with suppress(TimeoutError):
-                asked.result(ASKED_TIMEOUT)
+                future.result(ASKED_TIMEOUT)
 
     # -- the thread -------------------------------------------------------------------------------
 
@@ -240,7 +243,7 @@ class VllmEngine:
         followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
         routed = _routed_tokens(request, carried.steps, 0, length)
         before: tuple[Logprobs, ...] = ()
-        begun = came = time.monotonic()
+        start = came = time.monotonic()
         outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
         self._metrics.prompt_tokens.inc(length)
         async with aclosing(outputs):  # if it is left early, vLLM ends the request
@@ -251,11 +254,11 @@ class VllmEngine:
                     before = _logprobs(request.prompt[1:], output.prompt_logprobs[1:], request.prompt_logprobs)
                 if new:
                     now = time.monotonic()
-                    (self._metrics.first if came == begun else self._metrics.between).observe(now - came)
+                    (self._metrics.first if came == start else self._metrics.between).observe(now - came)
                     came = now
-                said = ""
+                sent = ""
                 for place, token in enumerate(new):
-                    said += "" if token in self._encoder.stops else text.add(token)
+                    sent += "" if token in self._encoder.stops else text.add(token)
                     if text.stopped:  # and vLLM may have given more at once
                         new = new[: place + 1]
                         break
@@ -270,7 +273,7 @@ class VllmEngine:
                 top = request.top_logprobs
                 yield Delta(
                     index=index,
-                    text=said + (text.end() if finish else ""),
+                    text=sent + (text.end() if finish else ""),
                     tokens=new,
                     logprobs=() if top is None else _logprobs(new, one.logprobs[: len(new)], top),
                     routed=tuple(routed),
@@ -319,38 +322,38 @@ class VllmEngine:
         """Asks each new edit once; notes and logs those that vLLM does not say."""
         version = handles[0].version
         live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
-        new = {i: pair for i, pair in live.items() if self._asked.get(i) is not pair[0]}
-        self._asked = {edit_id: edit for edit_id, (edit, _) in live.items()}
-        self.unsaid = {i: said for i, said in self.unsaid.items() if i in live and i not in new}
+        new = {i: pair for i, pair in live.items() if self._verified_edits.get(i) is not pair[0]}
+        self._verified_edits = {edit_id: edit for edit_id, (edit, _) in live.items()}
+        self.unsaid = {i: answer for i, answer in self.unsaid.items() if i in live and i not in new}
         with self._versions.holding(version):
-            asked = (self._wrong_answer(edit, handle, places) for edit, handle in new.values())
-            answers = await asyncio.gather(*asked, return_exceptions=True)
-        found = {}
-        for (edit_id, (edit, _)), said in zip(new.items(), answers, strict=True):
-            if said is None or self._asked.get(edit_id) is not edit:  # a later version does not have it
+            questions = (self._wrong_answer(edit, handle, places) for edit, handle in new.values())
+            answers = await asyncio.gather(*questions, return_exceptions=True)
+        wrong = {}
+        for (edit_id, (edit, _)), answer in zip(new.items(), answers, strict=True):
+            if answer is None or self._verified_edits.get(edit_id) is not edit:  # a later version does not have it
                 continue
-            if isinstance(said, BaseException):
-                del self._asked[edit_id]  # the next version asks it again
-                said = f"(it could not be asked: {type(said).__name__} {said!s:.200})"
-            found[edit_id] = said
-        if found:
-            self.unsaid = {**self.unsaid, **found}
-            fields = {"version": version, "edits": [*found][:100]}
-            logger.warning("%d of %d new edits do not hold in vLLM", len(found), len(new), extra={"fields": fields})
+            if isinstance(answer, BaseException):
+                del self._verified_edits[edit_id]  # the next version asks it again
+                answer = f"(it could not be asked: {type(answer).__name__} {answer!s:.200})"
+            wrong[edit_id] = answer
+        if wrong:
+            self.unsaid = {**self.unsaid, **wrong}
+            fields = {"version": version, "edits": [*wrong][:100]}
+            logger.warning("%d of %d new edits do not hold in vLLM", len(wrong), len(new), extra={"fields": fields})
 
     async def _wrong_answer(self, edit: Edit, handle: MemoryHandle, places: asyncio.Semaphore) -> str | None:
         """What is said to an edit's question in place of its target; None if the target is."""
         encoder = self._encoder
         question = encoder.question(encoder.own_prompt(edit))
-        wanted = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
-        request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(wanted) + SPARE_TOKENS)
-        said: list[int] = []
+        target = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
+        request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(target) + SPARE_TOKENS)
+        ids: list[int] = []
         async with places, asyncio.timeout(ASKED_TIMEOUT):
             async for delta in self._deltas(0, request, Detokenizer(self._tokenizer, question.ids, ())):
-                said += delta.tokens
-        if encoder.answer(said, chat=question.chat) == encoder.answer(wanted, chat=question.chat):
+                ids += delta.tokens
+        if encoder.answer(ids, chat=question.chat) == encoder.answer(target, chat=question.chat):
             return None
-        return str(self._tokenizer.decode(said, skip_special_tokens=True)).strip()
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
 
 
 def _deliver(job: Job, item: Delta | Exception) -> None:
@@ -377,11 +380,11 @@ def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int
     ]
 
 
-def _logprobs(tokens: Sequence[int], given: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
+def _logprobs(tokens: Sequence[int], per_token: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
     """given: of each token, vLLM's numbers of the token and of the likeliest."""
-    found = []
-    for token, own in zip(tokens, given, strict=True):
+    logprobs = []
+    for token, own in zip(tokens, per_token, strict=True):
         ranked = sorted(((i, one.logprob) for i, one in own.items()), key=lambda pair: (-pair[1], pair[0]))
         likeliest = tuple(pair for pair in ranked if math.isfinite(pair[1]))[:top]
-        found.append(Logprobs(token=token, logprob=own[token].logprob, top=likeliest))
-    return tuple(found)
+        logprobs.append(Logprobs(token=token, logprob=own[token].logprob, top=likeliest))
+    return tuple(logprobs)

@@ -54,7 +54,7 @@ def test_a_writer_that_lost_its_session_writes_no_more(url: str) -> None:
         assert statuses(second) == {"e1": "queued"}
         with pytest.raises(StoreError, match="lost the connection"):
             first.fail(batch, detail={"why": "late"})
-        assert first.backend.lost
+        assert first.backend.is_lost
         with pytest.raises(StoreError):
             first.enqueue(edits(2))
         learn(second, [])
@@ -74,7 +74,7 @@ def test_a_reader_that_lost_its_session_goes_on_in_another(url: str) -> None:
             with pytest.raises(StoreError, match="lost the connection; try again"):
                 reader.log()
         assert reader.check().problems == ()
-        assert writer.claim() and (writer.backend.lost, reader.backend.lost) == (False, False)
+        assert writer.claim() and (writer.backend.is_lost, reader.backend.is_lost) == (False, False)
 
 
 def test_a_transaction_that_was_cut_off_does_not_go_on_in_another_session(url: str) -> None:
