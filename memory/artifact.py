@@ -278,9 +278,9 @@ def _unpack_slots(kinds: Sequence[str], edits: Sequence[Edit], tensors: dict[str
         shapes = {name: list(tensor.shape) for name, tensor in indices.items()}
         _refuse(f"{TENSORS_FILE}: slots {shapes} do not fit the {len(edits)} edits and {kinds}; {_AGAIN}")
     fields = []
-    ids, left = iter([edits[place].id for place in places]), iter(scores)
+    ids, all_scores = iter([edits[place].id for place in places]), iter(scores)
     for number, size in enumerate(held):
-        fields.append({"id": number, "edit_ids": tuple(islice(ids, size)), "scores": tuple(islice(left, size))})
+        fields.append({"id": number, "edit_ids": tuple(islice(ids, size)), "scores": tuple(islice(all_scores, size))})
     try:
         return tuple(slots_of(columns, dict(enumerate(kinds)), group, fields))
     except ArtifactError as error:
@@ -291,9 +291,10 @@ def _unpack_key_space(tensors: dict[str, Tensor]) -> Space | None:
     """Takes the tensors of the key space out of `tensors`. They are copied, since they are multiplied with: a tensor of
     a file begins anywhere in memory, and the last bits of a product depend on that."""
     prefix = "key_space."
-    own = {name.removeprefix(prefix): tensors.pop(name).clone() for name in list(tensors) if name.startswith(prefix)}
+    names = [name for name in tensors if name.startswith(prefix)]
+    space_tensors = {name.removeprefix(prefix): tensors.pop(name).clone() for name in names}
     try:
-        return space_from_tensors(own) if own else None
+        return space_from_tensors(space_tensors) if space_tensors else None
     except KeyError as error:
         _refuse(f"{TENSORS_FILE}: {prefix}{error.args[0]} is missing; {_AGAIN}")
     except ValueError as error:

@@ -67,9 +67,9 @@ class BatchedMemory(SideMemory):
             route = record.route
             if route.delta is None:
                 continue
-            own = result if alone else result[list(places)]
-            delta = route.delta.to(own.dtype).view(own.shape)
-            edited = torch.where(route.open.view(*own.shape[:-1], 1), own + delta, own)
+            part = result if alone else result[list(places)]
+            delta = route.delta.to(part.dtype).view(part.shape)
+            edited = torch.where(route.open.view(*part.shape[:-1], 1), part + delta, part)
             result = edited if alone else result.index_copy(0, torch.tensor(places, device=result.device), edited)
         self.records = tuple(records)
         return result.view(output.shape)

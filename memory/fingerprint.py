@@ -94,10 +94,10 @@ class Fingerprint:
             result = cls(**{**data, "sample": sample, "quantized": quantized})
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ArtifactError(f"the fingerprint of the base is malformed: {error}") from error
-        for own in fields(cls):
-            wanted = {"int": int, "str": str}.get(str(own.type), tuple)
-            if type(getattr(result, own.name)) is not wanted:
-                raise ArtifactError(f"the fingerprint of the base is malformed: field {own.name!r}")
+        for item in fields(cls):
+            wanted = {"int": int, "str": str}.get(str(item.type), tuple)
+            if type(getattr(result, item.name)) is not wanted:
+                raise ArtifactError(f"the fingerprint of the base is malformed: field {item.name!r}")
         if not all(0 <= place < len(sample) for place in quantized):
             raise ArtifactError("the fingerprint of the base is malformed: field 'quantized'")
         return result
@@ -158,15 +158,15 @@ PRECISION = ("dtype", "quantization", "digest")
 @torch.no_grad()
 def fingerprint(model: PreTrainedModel, target_module: TargetModule) -> Fingerprint:
     """The fingerprint of a base, wrapped or not, wherever accelerate keeps its weights."""
-    taken = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
-    entries = torch.cat([values for values, *_ in taken])
-    coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in taken])
+    samples = [(_sample(values, ENTRIES), values.numel(), coarse) for values, coarse in _weights(model)]
+    entries = torch.cat([values for values, *_ in samples])
+    coarse = torch.cat([torch.full((len(values),), coarse) for values, _, coarse in samples])
     kept, name = _places(len(entries), KEPT), str(getattr(model, "name_or_path", ""))
     return Fingerprint(
         **{field: getattr(target_module, field) for field in ("path", "in_features", "out_features", "depth")},
         model_type=str(model.config.model_type),
         vocabulary=int(model.config.get_text_config().vocab_size),
-        parameters=sum(size for _, size, _ in taken),
+        parameters=sum(size for _, size, _ in samples),
         dtype=str(model.dtype).removeprefix("torch."),
         quantization=_quantization(model),
         digest=_digest(entries),
@@ -200,10 +200,10 @@ def _weights(model: PreTrainedModel) -> Iterator[tuple[Tensor, bool]]:
     apart, the one tied to."""
     tied = set(model.all_tied_weights_keys)
     for path, module in model.named_modules():
-        own = [name for name, _ in module.named_parameters(path, recurse=False) if name not in tied]
-        if own:
+        names = [name for name, _ in module.named_parameters(path, recurse=False) if name not in tied]
+        if names:
             with align_module_device(module):
-                for name in own:
+                for name in names:
                     yield _weight(module, getattr(module, name.rpartition(".")[2]))
 
 

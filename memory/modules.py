@@ -25,9 +25,9 @@ class Wrapper(nn.Module):
             inner = self._modules.get("base_module")
             if inner is None or name == "base_layer":  # by which peft knows layers of its own
                 raise
-            for kept in (inner._modules, inner._parameters, inner._buffers):
-                if name in kept:
-                    return kept[name]
+            for members in (inner._modules, inner._parameters, inner._buffers):
+                if name in members:
+                    return members[name]
             raise
 
 
@@ -111,18 +111,18 @@ def completed(step: Callable[[], None]) -> None:
 def recorded_inputs(modules: Mapping[Any, nn.Module]) -> Iterator[dict[Any, Tensor]]:
     """The first tensor given to each module in this thread's last forward pass of a `with` block, by the keys of
     `modules`."""
-    seen: dict[Any, Tensor] = {}
-    own = threading.get_ident()
+    inputs: dict[Any, Tensor] = {}
+    this_thread = threading.get_ident()
 
     def recorder(key: Any) -> Callable[..., None]:
         def record(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if threading.get_ident() == own:
-                seen[key] = activation_of(args, kwargs)  # type: ignore[assignment]
+            if threading.get_ident() == this_thread:
+                inputs[key] = activation_of(args, kwargs)  # type: ignore[assignment]
 
         return record
 
     with hooked([(module, recorder(key)) for key, module in modules.items()], before=True, named=True):
-        yield seen
+        yield inputs
 
 
 @contextmanager

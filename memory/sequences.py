@@ -68,11 +68,11 @@ class SequenceReader:
         if isinstance(decoder, nn.Module) and "input_ids" in inspect.signature(decoder.forward).parameters:
             model = decoder  # OPT's head calls the decoder in the base model, and not the base model
         self._signature = inspect.signature(model.forward)
-        taken = self._signature.parameters
-        if "input_ids" not in taken:
+        parameters = self._signature.parameters
+        if "input_ids" not in parameters:
             raise UnsupportedModelError(
-                f"{type(model).__name__} takes {', '.join(taken)}: input_ids were expected, by which mode='hybrid' "
-                "knows what is asked; use mode='retrieve'"
+                f"{type(model).__name__} takes {', '.join(parameters)}: input_ids were expected, by which "
+                "mode='hybrid' knows what is asked; use mode='retrieve'"
             )
         self._thread = threading.local()
         self._paged: WeakKeyDictionary[Any, _Pages] = WeakKeyDictionary()
@@ -113,12 +113,12 @@ class SequenceReader:
     @contextmanager
     def showing(self, rows: TokenRows) -> Iterator[None]:
         """`rows` of this thread is `rows` for the length of the block, and then what it was before."""
-        own = vars(self._thread)
-        before = own.copy()
+        thread_state = vars(self._thread)
+        before = thread_state.copy()
 
         def restore() -> None:
-            own.clear()
-            own.update(before)
+            thread_state.clear()
+            thread_state.update(before)
 
         with restoring(restore):
             self._thread.rows = rows
@@ -178,9 +178,9 @@ class SequenceReader:
         new = self._thread.new = torch.where(attended, ids + 1, 0)
         table = (torch.cat([before.to(new.device), new], dim=1) if past else new).cpu().numpy()
         width, sequences, places = ids.shape[1], [], []
-        for row, own in enumerate(table):
-            real = own > 0
-            sequences.append(own[real] - 1)
+        for row, pages in enumerate(table):
+            real = pages > 0
+            sequences.append(pages[real] - 1)
             places.append(row * width + np.flatnonzero(real[past:]))
         return TokenRows(ids=tuple(sequences), places=tuple(places), size=ids.numel())
 
@@ -316,9 +316,9 @@ def _attended(mask: Any, ids: Tensor, past: int) -> Tensor | str:
     if not isinstance(mask, Tensor):
         return f"an attention mask of type {type(mask).__name__} does not say which are padding: give it as a tensor"
     first = past - max(0, past + new - mask.shape[-1])  # one of a sliding window begins later
-    own = mask[..., first : first + new].to(ids.device)
-    if own.ndim == 2:
-        return own.bool().expand(rows, -1)
-    own = own[:, 0]
-    own = own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
-    return own.any(1).expand(rows, -1)  # a real token sees itself; no token sees padding
+    attended = mask[..., first : first + new].to(ids.device)
+    if attended.ndim == 2:
+        return attended.bool().expand(rows, -1)
+    attended = attended[:, 0]
+    attended = attended if attended.dtype == torch.bool else attended > torch.finfo(attended.dtype).min / 2
+    return attended.any(1).expand(rows, -1)  # a real token sees itself; no token sees padding

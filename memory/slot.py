@@ -132,12 +132,12 @@ class MaskedDenseSlot(Slot):
         slots = []
         try:
             parts = {name: split_column(columns, name) for name in columns if not name.endswith(ROWS)}
-            for *row, own in zip(*parts.values(), fields, strict=True):
+            for *row, slot_fields in zip(*parts.values(), fields, strict=True):
                 tensors: dict[str, Tensor] = dict(zip(parts, row, strict=True))
                 masks = unpack_bits(tensors["masks"], tuple(tensors["shape"].tolist()))
                 weight = torch.zeros(masks.shape[1:])
                 weight[masks.any(0)] = tensors["values"]
-                slots.append(cls(masks=masks, weight=weight, **own))
+                slots.append(cls(masks=masks, weight=weight, **slot_fields))
                 # What was broadcast, or not read, shows when the slot is taken apart again.
                 if shapes_of(slots[-1].tensors()) != shapes_of(tensors):
                     raise ValueError(f"{shapes_of(tensors)} make no slot of kind {cls.kind!r}")
@@ -183,8 +183,8 @@ class AnswerSlot(Slot):
         return AnswerBank(slots, dtype)
 
     def tensors(self) -> dict[str, Tensor]:
-        own = {name: getattr(self, name) for name in ("values", "ids", "counts")}
-        return own | {"features": torch.tensor(self.features)}
+        tensors = {name: getattr(self, name) for name in ("values", "ids", "counts")}
+        return tensors | {"features": torch.tensor(self.features)}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor], fields: Sequence[Mapping[str, Any]]) -> list[Self]:
@@ -201,7 +201,7 @@ class AnswerSlot(Slot):
             fields,
             strict=True,
         )
-        return [cls(values=v, ids=i, counts=c, features=f, **own) for v, i, c, f, own in parts]
+        return [cls(values=v, ids=i, counts=c, features=f, **slot_fields) for v, i, c, f, slot_fields in parts]
 
 
 def _are_answers(columns: Mapping[str, Tensor], count: int) -> bool:
@@ -287,14 +287,14 @@ def columns_of(slots: Sequence[Slot]) -> tuple[list[int], dict[str, Tensor]]:
     numbers: dict[Any, int] = {}
     groups = []
     for slot in slots:
-        own = slot.tensors()
-        alike = (slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in own.items()))
-        parts.setdefault(alike, []).append(own)
+        tensors = slot.tensors()
+        alike = (slot.kind, *((name, t.dtype, t.ndim, t.shape[1:]) for name, t in tensors.items()))
+        parts.setdefault(alike, []).append(tensors)
         groups.append(numbers.setdefault(alike, len(numbers)))
     columns: dict[str, Tensor] = {}
     for number, group in enumerate(parts.values()):
         for name in group[0]:
-            columns |= _stack(f"{number}/{name}", [own[name] for own in group])
+            columns |= _stack(f"{number}/{name}", [tensors[name] for tensors in group])
     return groups, columns
 
 
@@ -311,20 +311,20 @@ def slots_of(
     Raises ArtifactError for a kind that is not known, and where these are not the columns of these slots.
     """
     by_group: dict[int, list[Mapping[str, Any]]] = {group: [] for group in kinds}
-    for group, own in zip(groups, fields, strict=True):
-        by_group[group].append(own)
+    for group, slot_fields in zip(groups, fields, strict=True):
+        by_group[group].append(slot_fields)
     parts: dict[str, dict[str, Tensor]] = {}
     for name in sorted(columns):
         group_name, _, part = name.partition("/")
         parts.setdefault(group_name, {})[part] = columns[name]
     if parts.keys() != set(map(str, kinds)):
         raise ArtifactError(f"there are tensors of the groups {sorted(parts)}, expected of {sorted(kinds)}")
-    made = {}
+    slots = {}
     for group, kind in kinds.items():
         if kind not in SLOT_KINDS:
             raise ArtifactError(f"slot kind {kind!r} is not known here: {did_you_mean(kind, SLOT_KINDS)}")
-        made[group] = iter(SLOT_KINDS[kind].from_columns(parts[str(group)], by_group[group]))
-    return [next(made[group]) for group in groups]
+        slots[group] = iter(SLOT_KINDS[kind].from_columns(parts[str(group)], by_group[group]))
+    return [next(slots[group]) for group in groups]
 
 
 def split_column(tensors: Mapping[str, Tensor], name: str) -> Sequence[Tensor]:

@@ -72,12 +72,12 @@ class Questions:
 
     def changes(self, state: MemoryState) -> tuple[Sequence[Edit], Sequence[Edit]]:
         """The edits to remove and to add so that the index is that of another state."""
-        own, count = self.state, len(self.state.edits)
-        keys = common_prefix([*own.keys.values()], [*state.keys.values()])
-        if common_prefix(own.edits, state.edits) == count == keys:
+        known_state, count = self.state, len(self.state.edits)
+        keys = common_prefix([*known_state.keys.values()], [*state.keys.values()])
+        if common_prefix(known_state.edits, state.edits) == count == keys:
             return (), state.edits[count:]  # as where edits were added
-        old, new = own.by_id, state.by_id
-        stayed = {i for i, edit in new.items() if old.get(i) is edit and own.keys[i] is state.keys[i]}
+        old, new = known_state.by_id, state.by_id
+        stayed = {i for i, edit in new.items() if old.get(i) is edit and known_state.keys[i] is state.keys[i]}
         removed = [edit for i, edit in old.items() if i not in stayed]
         return removed, [edit for i, edit in new.items() if i not in stayed]
 
@@ -192,8 +192,8 @@ class Catalog:
         text_sentences, text_words = _sentences(text), _words(text)
         counts = dict[str, int]()
         for edit_id in self.finished.get(text_sentences[-1] if text_sentences else (), ()):
-            for own in _finished_texts(self.edits[edit_id]):
-                edit_sentences, own_words = _sentences(own), _words(own)[-len(text_words) :]
+            for edit_text in _finished_texts(self.edits[edit_id]):
+                edit_sentences, own_words = _sentences(edit_text), _words(edit_text)[-len(text_words) :]
                 is_within = whole or len(edit_sentences) < len(text_sentences)
                 if edit_sentences == text_sentences[-len(edit_sentences) :] if is_within else own_words == text_words:
                     counts[edit_id] = max(len(own_words), counts.get(edit_id, 0))
@@ -223,9 +223,9 @@ def catalog_of(state: MemoryState) -> Catalog:
     if catalog is None:
         best, removed, added = EMPTY, list[Edit](), state.edits
         for each in living:
-            lost, came = difference(each.state.edits, state.edits)
-            if len(lost) + len(came) < len(removed) + len(added):
-                best, removed, added = each, lost, tuple(came)
+            removed_edits, added_edits = difference(each.state.edits, state.edits)
+            if len(removed_edits) + len(added_edits) < len(removed) + len(added):
+                best, removed, added = each, removed_edits, tuple(added_edits)
         with gc_paused():
             catalog = best.after(state, removed, added)
         if best is EMPTY and state.keys:

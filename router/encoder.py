@@ -44,20 +44,21 @@ class SentenceEncoder(RelationReader):
         super().__init__()
         self.name = name
         self._model, self._tokenizer = model.eval(), tokenizer
-        own = dict(trained)
-        self._projection = _tensor(own, "projection", (-1, int(model.config.hidden_size)))
-        thresholds = _tensor(own, "thresholds", (4,)).tolist()
+        tensors = dict(trained)
+        self._projection = _tensor(tensors, "projection", (-1, int(model.config.hidden_size)))
+        thresholds = _tensor(tensors, "thresholds", (4,)).tolist()
         self.threshold, self.sentence_threshold, self.unnamed_threshold, self.nameless_threshold = thresholds
-        own = {"relation_centres": torch.zeros(0, len(self._projection)), "relation_kinds": torch.zeros(0)} | own
-        self.relation_centres = _tensor(own, "relation_centres", (-1, len(self._projection)))
-        self.relation_kinds = _tensor(own, "relation_kinds", (len(self.relation_centres),)).long()
+        no_relations = {"relation_centres": torch.zeros(0, len(self._projection)), "relation_kinds": torch.zeros(0)}
+        tensors = no_relations | tensors
+        self.relation_centres = _tensor(tensors, "relation_centres", (-1, len(self._projection)))
+        self.relation_kinds = _tensor(tensors, "relation_kinds", (len(self.relation_centres),)).long()
         self.size = len(self._projection)
         parameters = dict(model.named_parameters())
         with torch.no_grad():
             for parameter in parameters.values():
                 parameter.requires_grad_(False)
-            for parameter_name in [key for key in own if not key.endswith(SCALE)]:
-                _add(parameters, parameter_name, own)
+            for parameter_name in [key for key in tensors if not key.endswith(SCALE)]:
+                _add(parameters, parameter_name, tensors)
 
     def _encode(self, texts: Sequence[str]) -> Tensor:
         vectors = []

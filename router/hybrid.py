@@ -122,10 +122,10 @@ class HybridRouter(Router):
         device = activation.device
         slots, scores, thresholds = (torch.as_tensor(part, device=device) for part in (slot, score, threshold))
         route = Route(slots, scores, thresholds, None)
-        spoken = value != NO_SLOT
-        if not spoken.any() or not isinstance(bank, AnswerBank):
+        is_open = value != NO_SLOT
+        if not is_open.any() or not isinstance(bank, AnswerBank):
             return route
-        return route._replace(delta=bank.chosen(np.where(spoken, slot, NO_SLOT).tolist(), value.tolist()))
+        return route._replace(delta=bank.chosen(np.where(is_open, slot, NO_SLOT).tolist(), value.tolist()))
 
     def evidence(self, activation: Tensor, bank: SlotBank) -> Evidence:
         """The score, scaled so that 0 is 0, the threshold is 1, and a score of 1 is 2."""
@@ -321,8 +321,8 @@ class HybridRouter(Router):
         for slot, text in texts.items():
             question_vectors = torch.stack([vectors[text], vectors[ends[text]]])
             keys, names = self._keys_and_names(slot)
-            own, rival = self._state.slots[slot].threshold, self._rivals_score(keys, question_vectors)
-            least = max(_raised(own, margin), rival - RIVAL_MARGIN)
+            threshold, rival = self._state.slots[slot].threshold, self._rivals_score(keys, question_vectors)
+            least = max(_raised(threshold, margin), rival - RIVAL_MARGIN)
             best = self._better(best, slot, masked_keys(keys, names), question_vectors, least)
         if best.open or (texts and not self._catalog.nameless):
             return best
@@ -345,8 +345,8 @@ class HybridRouter(Router):
 
     def unnamed_threshold(self, slot: int) -> float:
         """Score from which a question that does not name a subject asks for the edit of a slot."""
-        own = self._state.slots[slot].threshold
-        return max(own, self.inputs.reader.unnamed_threshold) if self._keys_and_names(slot)[1] else own
+        threshold = self._state.slots[slot].threshold
+        return max(threshold, self.inputs.reader.unnamed_threshold) if self._keys_and_names(slot)[1] else threshold
 
     def _slots_named(self, mention: Mention) -> list[int]:
         return sorted(self._catalog.slots[edit_id] for edit_id in self._catalog.subjects.owners(mention))
@@ -366,16 +366,16 @@ class HybridRouter(Router):
         for mention in self._catalog.subjects.mentions(question):
             for slot in self._slots_named(mention):
                 owned[slot] = (*owned.get(slot, ()), mention)
-        texts = {own: masked(question, own) for own in {*owned.values()}}  # namesakes share them
-        return {slot: texts[own] for slot, own in owned.items()}
+        texts = {names: masked(question, names) for names in {*owned.values()}}  # namesakes share them
+        return {slot: texts[owner_names] for slot, owner_names in owned.items()}
 
     def _better(self, best: Decision, slot: int, keys: Tensor, vectors: Tensor, threshold: float) -> Decision:
         """The better of two decisions: an open one, with the higher score; else the one closer to its threshold."""
         with torch.autocast("cpu", enabled=False):
             score = float((keys.float() @ vectors.T).max())
         # In the precision of a route, so that it is open exactly where a decision is.
-        own = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)))
-        return own if _rank(own) > _rank(best) else best
+        decision = Decision(slot=slot, score=score, threshold=float(np.float32(threshold)))
+        return decision if _rank(decision) > _rank(best) else best
 
     # -- for verifying and measuring --------------------------------------------------------------
 

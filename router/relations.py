@@ -43,10 +43,10 @@ def rivals(vectors: Tensor, reader: RelationReader) -> Tensor:
     if not len(reader.relation_centres):
         return torch.zeros(0, dtype=torch.long)
     scores, kinds = relation_scores(vectors, reader.relation_centres), reader.relation_kinds
-    own = int(scores.argmax())
-    if float(scores[own]) < SURE:
+    nearest = int(scores.argmax())
+    if float(scores[nearest]) < SURE:
         return torch.zeros(0, dtype=torch.long)
-    return ((kinds == kinds[own]) & (scores < scores[own] - MAY_BE_SAME)).nonzero()[:, 0]
+    return ((kinds == kinds[nearest]) & (scores < scores[nearest] - MAY_BE_SAME)).nonzero()[:, 0]
 
 
 def relations_differ(first: Tensor, second: Tensor, centres: Tensor) -> bool:
@@ -54,5 +54,6 @@ def relations_differ(first: Tensor, second: Tensor, centres: Tensor) -> bool:
 
     first, second: `[2, r]` their vectors, as for `relation_scores`. centres: `[2, r]` of their nearest relations.
     """
-    own, others = torch.stack([relation_scores(first, centres), relation_scores(second, centres.flip(0))]).T
-    return float((own - others).mean()) > MAY_BE_SAME
+    scores = torch.stack([relation_scores(first, centres), relation_scores(second, centres.flip(0))])
+    own_scores, other_scores = scores.T
+    return float((own_scores - other_scores).mean()) > MAY_BE_SAME

@@ -200,9 +200,9 @@ class SubjectIndex(Generic[Owner]):
         # Lengths of names without owners stay; a look-up of them finds nothing.
         other._owners, other._lengths = dict(self._owners), dict(self._lengths)
         for key, owners in _by_words(removed).items():
-            left = [owner for owner in other._owners.pop(key) if owner not in owners]
-            if left:
-                other._owners[key] = left
+            remaining = [owner for owner in other._owners.pop(key) if owner not in owners]
+            if remaining:
+                other._owners[key] = remaining
         other._add(added)
         return other
 
@@ -275,12 +275,12 @@ def names_another(text: str, prompt: str, names: Sequence[str]) -> bool:
     text_words, known_words = words(text), {word.text for name in (prompt, *names) for word in words(name)}
     present = {word.text for word in text_words}
     new = [w for w in text_words if w.text not in known_words and _is_of_name(w)]
-    own = [w.text for w in new if w.text.isdigit() or not _begins_sentence(text, w.start)]
+    new_words = [w.text for w in new if w.text.isdigit() or not _begins_sentence(text, w.start)]
     for name in names:
         parts = words(name)
         lacking = [w.text for w in [*filter(_is_of_name, parts)] or parts if w.text not in present]
-        missed = [one for one in lacking if not any(_may_be_one_word(one, other) for other in own)]
-        others = [one for one in own if not any(_may_be_one_word(one, other) for other in lacking)]
+        missed = [one for one in lacking if not any(_may_be_one_word(one, other) for other in new_words)]
+        others = [one for one in new_words if not any(_may_be_one_word(one, other) for other in lacking)]
         if not missed or not others or _initials(missed) in others or _initials(others) in missed:
             return False
     return True

@@ -69,13 +69,13 @@ def multiplied(state: MemoryState, count: int) -> MemoryState:
         source, slot = state.edits[i % len(state.edits)], state.slots[i % len(state.slots)]
         if not isinstance(slot, AnswerSlot):
             raise SystemExit("--sizes are of mode hybrid: leave out the other modes, or --sizes")
-        own = state.keys[source.id].float()
-        noise = JITTER * own.shape[1] ** -0.5 * torch.randn(own.shape, generator=g)
+        edit_keys = state.keys[source.id].float()
+        noise = JITTER * edit_keys.shape[1] ** -0.5 * torch.randn(edit_keys.shape, generator=g)
         name, subject = f"{i:06}", f"{source.subject or 'item'} {i:06}"
         prompt = source.prompt.replace(source.subject, subject) if source.subject else f"{subject}: {source.prompt}"
         edits.append(replace(source, id=name, prompt=prompt, subject=subject, aliases=(), messages=(), paraphrases=()))
         slots.append(replace(slot, id=i, edit_ids=(name,)))
-        keys[name] = normalize(own + noise, dim=-1).half()
+        keys[name] = normalize(edit_keys + noise, dim=-1).half()
     return replace(state, edits=tuple(edits), slots=tuple(slots), keys=keys)
 
 

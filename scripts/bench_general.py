@@ -63,28 +63,28 @@ def running_text(model: WiseModel, texts: Sequence[str], limit: int) -> dict[str
     memory = model.layer.memory
     if memory is None or not isinstance(memory.router, HybridRouter):
         raise SystemExit("the memory is not of mode hybrid, or empty")
-    tokens, spoken = 0, list[str]()
+    tokens, contexts = 0, list[str]()
     for ids in pieces(model, texts, limit):
         places = memory.router.active(ids)
-        spoken += [str(model.tokenizer.decode(ids[max(0, place - 24) : place + 1])) for place in places]
+        contexts += [str(model.tokenizer.decode(ids[max(0, place - 24) : place + 1])) for place in places]
         tokens += len(ids)
-        sys.stderr.write(f"\rrunning text: {tokens} tokens, an edit spoke at {len(spoken)} ")
-    per_million = 1e6 * len(spoken) / max(1, tokens)
-    return {"tokens": tokens, "spoke_at": len(spoken), "per_million": per_million, "places": spoken[:50]}
+        sys.stderr.write(f"\rrunning text: {tokens} tokens, an edit spoke at {len(contexts)} ")
+    per_million = 1e6 * len(contexts) / max(1, tokens)
+    return {"tokens": tokens, "spoke_at": len(contexts), "per_million": per_million, "places": contexts[:50]}
 
 
 def pieces(model: WiseModel, texts: Sequence[str], limit: int) -> Iterator[list[int]]:
     """Texts cut into windows, the same number of tokens of each."""
     for text in texts:
-        left = limit // len(texts)
+        remaining = limit // len(texts)
         for start in range(0, len(text), 100_000):
             ids = model.encoder.prompt(text[start : start + 100_000])
             for at in range(0, len(ids), WINDOW):
-                piece = ids[at : at + WINDOW][:left]
-                left -= len(piece)
+                piece = ids[at : at + WINDOW][:remaining]
+                remaining -= len(piece)
                 if piece:
                     yield piece
-            if not left:
+            if not remaining:
                 break
 
 

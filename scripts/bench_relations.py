@@ -60,22 +60,23 @@ def published(encoder: str | None) -> SentenceEncoder:
 def keys(reader: SentenceEncoder, fact: Fact, kinds: int) -> Tensor:
     """`[kinds, r]` the first of `KEYS`, at most three."""
     question = without_names(fact.edit.prompt, names_of(fact.edit))
-    own = reader.read([question, stated(question, fact.edit.target)])
-    centre = reader.relation_centres[nearest_relation(own, reader.relation_centres)]
-    return torch.cat([own, centre[None]])[:kinds]
+    vectors = reader.read([question, stated(question, fact.edit.target)])
+    centre = reader.relation_centres[nearest_relation(vectors, reader.relation_centres)]
+    return torch.cat([vectors, centre[None]])[:kinds]
 
 
 def scores(reader: SentenceEncoder, facts: Sequence[Fact], kinds: int) -> dict[str, Tensor]:
     """Of each class of texts, the cosine to the nearest key, as the router takes it; -1 where a rival is nearer."""
     results: dict[str, list[float]] = {name: [] for name in CLASSES}
     for fact in facts:
-        own = keys(reader, fact, kinds)
-        others = reader.relation_centres[rivals(own[:2], reader)] if KEYS[kinds - 1] == "+ rivals" else own[:0]
+        edit_keys = keys(reader, fact, kinds)
+        with_rivals = KEYS[kinds - 1] == "+ rivals"
+        others = reader.relation_centres[rivals(edit_keys[:2], reader)] if with_rivals else edit_keys[:0]
         for name in CLASSES:
             for text_of_fact in getattr(fact, name):
                 text = without_names(text_of_fact, names_of(fact.edit))
                 vectors = reader.read([text, last_sentence(text)])
-                score, rival = (float((each @ vectors.T).max()) if len(each) else -1.0 for each in (own, others))
+                score, rival = (float((each @ vectors.T).max()) if len(each) else -1.0 for each in (edit_keys, others))
                 results[name].append(score if score >= rival - RIVAL_MARGIN else -1.0)
     return {name: torch.tensor(values) for name, values in results.items()}
 
@@ -133,8 +134,8 @@ def main() -> None:
         for kinds, title in enumerate(KEYS, start=1):
             sys.stderr.write(f"\r{name}, {title}: {len(facts)} facts ")
             result = scores(reader, facts, kinds)
-            by_reader[f"{name}, {title}"] = own = figures(result)
-            rows.append((name, title, *own.values()))
+            by_reader[f"{name}, {title}"] = measured = figures(result)
+            rows.append((name, title, *measured.values()))
     sys.stderr.write("\n")
     table(("reader", "keys", "AUROC", "recall", "recall, freer", "others"), rows)
     curve = [(at, *(share(result[name], at) for name in CLASSES)) for at in CURVE]

@@ -100,8 +100,8 @@ def in_vllm(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
         carried = [NOTHING_CARRIED] * clients
         if edits:
             router, state = memories[edits]
-            own = {"version": edits, "namespace": "default", "stops": wrapped.encoder.stops}
-            carried = [carried_edits(ids, router, state, **own) for ids in prompts]
+            options = {"version": edits, "namespace": "default", "stops": wrapped.encoder.stops}
+            carried = [carried_edits(ids, router, state, **options) for ids in prompts]
         outputs = llm.generate(
             [one.prompt(ids) for one, ids in zip(carried, prompts, strict=True)],
             [
@@ -144,12 +144,12 @@ def in_wise(folder: Path, reference: dict[str, Any], tokens: int, sizes: Sequenc
     engine.start()
 
     async def answers(requests: list[GenerationRequest]) -> int:
-        job, count, left = engine.submit(requests, seconds=STARTING), 0, len(requests)
-        while left:
+        job, count, remaining = engine.submit(requests, seconds=STARTING), 0, len(requests)
+        while remaining:
             delta = await job.deltas.get()
             if isinstance(delta, Exception):
                 raise delta
-            count, left = count + len(delta.tokens), left - (delta.finish is not None)
+            count, remaining = count + len(delta.tokens), remaining - (delta.finish is not None)
         return count
 
     def measure(clients: int, form: str, _edits: int) -> tuple[int, float]:
@@ -271,16 +271,16 @@ def measured(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
                         figures = one.measure(clients, form, edits)
                         if number:  # the first round allocates
                             rounds[name].append(figures)
-                cell = {name: summary(own, rounds[ALONE]) for name, own in rounds.items()}
+                cell = {name: summary(own_rounds, rounds[ALONE]) for name, own_rounds in rounds.items()}
                 cells.setdefault(form, {})[str(clients)] = cell
                 print(f"{form}, {clients} clients: {json.dumps(cell)}", flush=True)
     return cells
 
 
-def summary(own: list[list[float]], alone: list[list[float]]) -> dict[str, float]:
-    ratios = ([one[i] / other[i] for one, other in zip(own, alone, strict=True)] for i in (0, 1))
+def summary(rounds: list[list[float]], alone: list[list[float]]) -> dict[str, float]:
+    ratios = ([one[i] / other[i] for one, other in zip(rounds, alone, strict=True)] for i in (0, 1))
     cpu, clock = map(statistics.median, ratios)
-    per_cpu, per_second = (statistics.median(one[i] for one in own) for i in (0, 1))
+    per_cpu, per_second = (statistics.median(one[i] for one in rounds) for i in (0, 1))
     return {
         "ratio_cpu": round(cpu, 4),
         "ratio_clock": round(clock, 4),
@@ -308,10 +308,10 @@ def main() -> None:
     if options.engine:
         engine(options.engine, options.folder, options)
         return
-    with TemporaryDirectory() as kept:
+    with TemporaryDirectory() as workplace:
         from wise.demo import model_path
 
-        folder = Path(kept)
+        folder = Path(workplace)
         prepare(folder, options.model or str(model_path()), options.encoder, options.sizes, max(options.clients))
         costs = measured(folder, options)
     if options.output:

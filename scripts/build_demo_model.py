@@ -167,9 +167,9 @@ def batches(
             while len(pool) < depth:
                 rng.shuffle(pairs)
                 pool += [phrased(fact, template, rng) for fact, template in pairs]
-            taken = [pool.pop() for _ in range(depth)]
-            context = [filler(rng) if rng.random() < 0.25 else sentence for sentence in taken[1:]]
-            rows.append(encode([*context, taken[0]], tokenizer))
+            drawn = [pool.pop() for _ in range(depth)]
+            context = [filler(rng) if rng.random() < 0.25 else sentence for sentence in drawn[1:]]
+            rows.append(encode([*context, drawn[0]], tokenizer))
         # Rows of like length share a batch: a third of the work would be padding otherwise.
         rows.sort(key=lambda row: len(row[0]))
         starts = list(range(0, len(rows), size))

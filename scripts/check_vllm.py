@@ -323,8 +323,8 @@ def main() -> int:
     from wise.demo import model_path
 
     good = True
-    with TemporaryDirectory() as kept:
-        folder = options.folder or Path(kept)
+    with TemporaryDirectory() as workplace:
+        folder = options.folder or Path(workplace)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "reference.json").exists():
             prepare(folder, options.model, options.encoder, options.edits, options.prompts)

@@ -227,10 +227,10 @@ async def _edited(service: Service, facts: list[Fact], chat: bool, limit: float)
         writer.close()
         await asyncio.sleep(0.2)
     while time.monotonic() - started_at < limit:
-        left = await asyncio.to_thread(
+        counts = await asyncio.to_thread(
             lambda: [len(service.fetch(f"/v1/edits?limit=1&status={s}")["data"]) for s in ("queued", "training")]
         )
-        if not any(left):
+        if not any(counts):
             return
         await asyncio.sleep(1.0)
 
@@ -265,11 +265,11 @@ def _contradicting(
     with Store.open(store, writer=False) as opened:
         model = wrap(*load_model(model_name), opened.read().config)
         for version in sorted({version for _, version, _ in doubtful}):
-            own = [answer for answer in doubtful if answer[1] == version]
+            of_version = [answer for answer in doubtful if answer[1] == version]
             with model.serving(opened.read(version).state):
-                outcome = model.ask([prompt for prompt, _, _ in own], chat=chat, max_new_tokens=24)
+                outcome = model.ask([prompt for prompt, _, _ in of_version], chat=chat, max_new_tokens=24)
             texts = [answer.text.removesuffix(" ...") for answer in outcome]
-            wrong += [one for one, text in zip(own, texts, strict=True) if not one[2].strip().startswith(text)]
+            wrong += [one for one, text in zip(of_version, texts, strict=True) if not one[2].strip().startswith(text)]
     return wrong
 
 

@@ -131,8 +131,8 @@ class Soak:
         edit = next(self.edits)
         answer = self.service.fetch("/v1/edits", {"edits": [edit]})
         with self.lock:
-            for made in answer["edits"]:
-                self.acknowledged[made["id"]] = made["ticket"]
+            for ticket in answer["edits"]:
+                self.acknowledged[ticket["id"]] = ticket["ticket"]
         self._count("edits")
         time.sleep(self.arguments.pause)
 

@@ -174,13 +174,13 @@ def delete(store: Store, rng: random.Random, digests: dict[int, str], report: An
 
 
 def rollback(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
-    left = [version.number for version in store.journal.versions() if not version.collected]
-    if not left or rng.random() < 0.5:
+    readable = [version.number for version in store.journal.versions() if not version.collected]
+    if not readable or rng.random() < 0.5:
         return
-    target = rng.choice(left)
-    report(intended=[left[-1] + 1, digests[target]])
+    target = rng.choice(readable)
+    report(intended=[readable[-1] + 1, digests[target]])
     digests[store.rollback(target).number] = digests[target]
-    report(done=left[-1] + 1)
+    report(done=readable[-1] + 1)
 
 
 def collect(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
@@ -188,8 +188,8 @@ def collect(store: Store, rng: random.Random, digests: dict[int, str], report: A
 
 
 def look(store: Store, rng: random.Random, digests: dict[int, str], report: Any) -> None:
-    left = [version.number for version in store.journal.versions() if not version.collected]
-    for number in rng.sample(left, min(2, len(left))):
+    readable = [version.number for version in store.journal.versions() if not version.collected]
+    for number in rng.sample(readable, min(2, len(readable))):
         store._latest = type(store._latest)(version=0)  # nothing from memory: as another process would read it
         if digest(store.read(number).state) != digests[number]:
             report(wrong=number)

@@ -50,9 +50,9 @@ def build_trainer(
         writer = AnswerWriter(spliced, wordings, config)
     else:
         statistics = measure(model, spliced, encoder, config)
-        own = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
-        space, verifier = own, PromptVerifier(encoder=encoder)
-        writer = MaskedDenseWriter(spliced, encoder, replace(statistics, key_space=own), config, model.dtype)
+        key_space = state.key_space if isinstance(state.key_space, KeySpace) else statistics.key_space
+        space, verifier = key_space, PromptVerifier(encoder=encoder)
+        writer = MaskedDenseWriter(spliced, encoder, replace(statistics, key_space=key_space), config, model.dtype)
     return Trainer(
         spliced=spliced,
         encoder=encoder,

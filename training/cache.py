@@ -41,9 +41,9 @@ def cached(kind: str, about: Mapping[str, Any], measure: Callable[[], Any]) -> A
 
     file = folder / f"{kind}-{digest_of_json(about)[:20]}.json"
     with suppress(OSError, ValueError, LookupError, TypeError):
-        kept = json.loads(file.read_text(encoding="utf-8"))
-        if kept["about"] == about:
-            return kept["found"]
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        if stored["about"] == about:
+            return stored["found"]
     found = measure()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -263,24 +263,24 @@ def _delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> di
         "terminator": config.terminator,
         "asked": [*OPENINGS, *QUESTIONS, ANSWER_TOKENS, MAX_TERMINATOR],
     }
-    known = cached("delimiters", about, lambda: _learn_delimiters(model, bare, config))
-    return {name: tuple(ids) for name, ids in known.items()}
+    delimiters = cached("delimiters", about, lambda: _learn_delimiters(model, bare, config))
+    return {name: tuple(ids) for name, ids in delimiters.items()}
 
 
 def _learn_delimiters(model: PreTrainedModel, bare: Encoder, config: WiseConfig) -> dict[str, tuple[int, ...]]:
     tokenizer = bare.tokenizer
-    begun = replace(bare, bos=_learn_bos(model, tokenizer, config))
+    with_bos = replace(bare, bos=_learn_bos(model, tokenizer, config))
     if config.terminator is not None:
         text = tokenizer(config.terminator, add_special_tokens=False)["input_ids"] if config.terminator else []
         terminator = (*text, _eos(tokenizer, bare.stops))
     else:
         level = logging.INFO if bare.in_chat else logging.WARNING  # a chat model often goes on with plain text for long
-        terminator = _learn_terminator(model, begun, [begun.prompt(text) for text in OPENINGS], level=level)
+        terminator = _learn_terminator(model, with_bos, [with_bos.prompt(text) for text in OPENINGS], level=level)
     chat: tuple[int, ...] = ()
     if bare.template is not None:
         turns = [conversation_ids(tokenizer, [user_turn(text)]) for text in QUESTIONS]
-        chat = _learn_terminator(model, begun, turns, least=2)
-    return {"bos": begun.bos, "terminator": terminator, "chat_terminator": chat}
+        chat = _learn_terminator(model, with_bos, turns, least=2)
+    return {"bos": with_bos.bos, "terminator": terminator, "chat_terminator": chat}
 
 
 def joint(prompt: str, target: str) -> str:
@@ -348,21 +348,21 @@ def _learn_terminator(
     level: of the log message where there are fewer.
     """
     answers = greedy(model, prompts, stops=encoder.stops, max_new_tokens=ANSWER_TOKENS)
-    ended = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
-    if len(ended) < (len(answers) / 2 if least is None else least):  # also where it gives every prompt the same answer
+    terminated = sorted({tuple(a) for a in answers if a and a[-1] in encoder.stops})
+    if len(terminated) < (len(answers) / 2 if least is None else least):  # or gives all prompts the same answer
         eos = _eos(encoder.tokenizer, encoder.stops)
         logger.log(
             level,
             "the base gave %d different finished answers to %d prompts, so its way of ending could not be "
             "learned: targets end in end-of-sequence alone; set terminator='.' (say) if its answers end otherwise",
-            len(ended),
+            len(terminated),
             len(answers),
         )
         return (eos,)
-    longest = ended[0][-1:]
+    longest = terminated[0][-1:]
     for length in range(2, MAX_TERMINATOR + 1):
-        ending, count = Counter(answer[-length:] for answer in ended).most_common(1)[0]
-        if 2 * count < len(ended) or count < 2:  # what one answer alone ends with is that answer
+        ending, count = Counter(answer[-length:] for answer in terminated).most_common(1)[0]
+        if 2 * count < len(terminated) or count < 2:  # what one answer alone ends with is that answer
             break
         longest = ending
     return longest

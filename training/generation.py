@@ -50,8 +50,8 @@ def between_steps() -> None:
 def context_length(model: PreTrainedModel) -> int:
     """Tokens that the model sees at once."""
     config = model.config.get_text_config()
-    known = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
-    return next((int(length) for length in known if length and length > 0), DEFAULT_CONTEXT)
+    lengths = (getattr(config, name, None) for name in ("max_position_embeddings", "n_positions", "seq_length"))
+    return next((int(length) for length in lengths if length and length > 0), DEFAULT_CONTEXT)
 
 
 @torch.no_grad()
@@ -98,9 +98,9 @@ def _batches(prompts: Sequence[Sequence[int]], limits: Sequence[int], context: i
     """Rows that share a batch. No prompt exceeds the context because of the limit of another one."""
     batches: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), limits[i])):
-        own = [len(prompts[j]) for j in (batches[-1] if batches else [])]
-        longest = max((*own, len(prompts[i])))
-        apart = bool(own) and (longest > LONGER * min(own) + SPARE or (unpadded and longest > min(own)))
+        lengths = [len(prompts[j]) for j in (batches[-1] if batches else [])]
+        longest = max((*lengths, len(prompts[i])))
+        apart = bool(lengths) and (longest > LONGER * min(lengths) + SPARE or (unpadded and longest > min(lengths)))
         if not batches or len(batches[-1]) == BATCH or longest + limits[i] > context or apart:
             batches.append([])
         batches[-1].append(i)

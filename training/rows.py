@@ -98,8 +98,8 @@ def cached_columns(layer: Any, name: str, length: int) -> Tensor | None:
 
 def states_of(layer: Any) -> tuple[Tensor, ...]:
     """Copies of the states of convolutions and recurrences in a layer of a cache."""
-    kept = (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values())
-    return tuple(state.clone() for state in kept if state is not None)
+    states = (*getattr(layer, "conv_states", {}).values(), *getattr(layer, "recurrent_states", {}).values())
+    return tuple(state.clone() for state in states if state is not None)
 
 
 def restore_states(layer: Any, states: tuple[Tensor, ...]) -> None:

@@ -87,15 +87,15 @@ class SplicedModel:
         self.upper, self._upper_tap = _tapped(model, target_module)
         """The copy whose blocks below the edited one pass the cached state on."""
         self._inner_name = model.base_model_prefix if hasattr(model, model.base_model_prefix) else ""
-        taken = inspect.signature(model.forward).parameters
-        self._positions = "position_ids" in taken
-        self._cache_name = "cache" if "cache" in taken else "past_key_values"  # before transformers 5.24
+        parameters = inspect.signature(model.forward).parameters
+        self._positions = "position_ids" in parameters
+        self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
         self._returns_tuple = False
         self._spliced: Tensor | None = None
         self._labelled: Tensor | None = None
         self._entered: Tensor | None = None
         """What entered the edited block in the last run of the full copy."""
-        self._keeps_logits = "logits_to_keep" in taken
+        self._keeps_logits = "logits_to_keep" in parameters
         self._selects = False
         """The head is a module of the model's top level, so its input can be cut to the labelled positions."""
         self.steps = CACHED
@@ -131,8 +131,8 @@ class SplicedModel:
             except Exception as error:  # whatever an architecture raises where its cache is another
                 logger.debug("training steps on %r states: %s: %s", steps, type(error).__name__, error)
                 continue
-            pairs = [(own[: len(right)].float(), right.float()) for own, right in zip(logits, wanted, strict=True)]
-            apart = max(float((own - right).abs().max() / right.abs().max()) for own, right in pairs)
+            pairs = [(got[: len(right)].float(), right.float()) for got, right in zip(logits, wanted, strict=True)]
+            apart = max(float((got - right).abs().max() / right.abs().max()) for got, right in pairs)
             if apart <= tolerance:
                 self._check_gradient(rows)
                 if steps == ALONE:
@@ -209,18 +209,18 @@ class SplicedModel:
         cache = self._empty_cache() if cached else None
         shared = 0 if cache is None or self._recurrent else len(commonprefix([prompt[:-1] for prompt, _ in rows]))
         shared = shared if len(rows) > 1 and shared >= WORTH_SHARING else 0
-        context, left = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
+        context, padding = left_pad([prompt[shared:-1] for prompt, _ in rows], device=self.device)
         inputs = torch.zeros(len(rows), width, dtype=torch.long)
         labels = torch.full((len(rows), width), -100)
         for i, (prompt, target) in enumerate(rows):
             inputs[i, : len(target)] = torch.tensor([prompt[-1], *target[:-1]])
             labels[i, : len(target)] = torch.tensor(target)
         inputs, labels = inputs.to(self.device), labels.to(self.device)
-        mask = torch.cat([left.new_ones(len(rows), shared), left, (labels != -100).long()], dim=1)
+        mask = torch.cat([padding.new_ones(len(rows), shared), padding, (labels != -100).long()], dim=1)
         prefix = torch.tensor([rows[0][0][:shared]], dtype=torch.long, device=self.device).expand(len(rows), -1)
-        own = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
+        row_tensors = {"mask": mask, "inputs": inputs, "labels": labels, "before": torch.cat([prefix, context], dim=1)}
         if cache is None:
-            return self._run_whole(own)
+            return self._run_whole(row_tensors)
         shared_cache = self._begin(cache, rows[0][0][:shared], len(rows))
         seen, upper = shared + context.shape[1], range(self.target_module.layer, self.target_module.depth)
         states: list[tuple[Tensor, ...]] = [() for _ in upper]
@@ -235,7 +235,7 @@ class SplicedModel:
             self._run_inner(cache, torch.cat([context, inputs], dim=1), mask, shared)
             activation, output, hidden = self._take_seen(mask[:, shared:])
         return Rows(
-            **own,
+            **row_tensors,
             hidden=hidden[:, -width:].clone(),
             hidden_before=None,
             activations=activation[:, context.shape[1] :].clone(),

@@ -79,8 +79,8 @@ class Wordings:
         wordings = self.questions[kind][relation]
         order, few = random.Random(f"{name} {relation}"), list[str]()
         for asks, count in ((True, FROM_RELATION), (False, FROM_RELATION // 2)):
-            own = [wording for wording in wordings["wordings"] if is_question(wording) == asks]
-            few += order.sample(own, min(count, len(own)))
+            same_form = [wording for wording in wordings["wordings"] if is_question(wording) == asks]
+            few += order.sample(same_form, min(count, len(same_form)))
         return [put(name, wording) for wording in few]
 
     def keys(self, edit: Edit) -> Tensor:
@@ -90,10 +90,10 @@ class Wordings:
         the prompt, the prompt with its new answer, the edit's other texts, and the centre of the nearest relation. An
         edit without a subject has its own texts as they are.
         """
-        own = own_texts(edit)
+        texts = own_texts(edit)
         if not names_of(edit):
-            return self.reader.read(own)
-        first, *more = (self._masked(edit, text) for text in own)
+            return self.reader.read(texts)
+        first, *more = (self._masked(edit, text) for text in texts)
         keys = self.reader.read([edit.prompt, first, stated(first, edit.target), *more])
         nearest = self._nearest_relation(edit)
         return keys if nearest is None else torch.cat([keys, self.reader.relation_centres[nearest][None]])
@@ -158,14 +158,14 @@ class Wordings:
         if self.encoder.template is None:
             return []
         question = edit.prompt
-        own = [message._asdict() for message in edit.messages] or [user_turn(question)]
+        turns = [message._asdict() for message in edit.messages] or [user_turn(question)]
         answer = self.encoder.chat_target(edit.target)
         earlier = [user_turn(EARLIER_TURN[0]), {"role": "assistant", "content": EARLIER_TURN[1]}]
-        wordings: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", own, PROMPT)]
+        wordings: list[tuple[str, list[dict[str, str]], str | None]] = [("prompt", turns, PROMPT)]
         if not edit.messages:
-            wordings.append(("later turn", [*earlier, *own], PROMPT))
+            wordings.append(("later turn", [*earlier, *turns], PROMPT))
         if not edit.messages and self._takes_system:
-            wordings.append(("system message", [SYSTEM_MESSAGE, *own], PROMPT))
+            wordings.append(("system message", [SYSTEM_MESSAGE, *turns], PROMPT))
         wordings += [(f"paraphrases[{i}]", [user_turn(text)], LISTED) for i, text in enumerate(edit.paraphrases)]
         texts = [text for text in further if is_question(text)]
         if is_question(question):
@@ -206,5 +206,5 @@ class Wordings:
             Wording(label=label, form=form, prompt=tuple(prompt), answer=tuple(answer), promised=promised)
             for label, prompt, answer, promised in wordings
         ]
-        kept = [w for w in rows if w.answer == rows[0].answer or w.promised == LISTED]
-        return [w for w in kept if len(w.prompt) + len(w.answer) <= self.encoder.context]
+        fitted = [w for w in rows if w.answer == rows[0].answer or w.promised == LISTED]
+        return [w for w in fitted if len(w.prompt) + len(w.answer) <= self.encoder.context]

@@ -195,8 +195,8 @@ class _Trial:
             raise UnsupportedModelError(
                 f"block {layer} of this {model.config.model_type} model is not run with text: choose another layer"
             )
-        known = getattr(model.config.get_text_config(), "hidden_size", None)
-        width = int(known or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
+        hidden_size = getattr(model.config.get_text_config(), "hidden_size", None)
+        width = int(hidden_size or model.get_input_embeddings().weight.shape[-1])  # type: ignore[index]
         return cls(blocks[layer], width, *calls[0])
 
     @torch.no_grad()

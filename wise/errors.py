@@ -73,15 +73,15 @@ class ConflictError(StoreError):
     """The store is well, and what was asked for does not fit what it holds by now: asking again will not help."""
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str]) -> str:
     """A sentence naming the nearest known words, or all of them where none is near.
 
     >>> did_you_mean("tie", ["ties", "linear"])
     "did you mean 'ties'?"
     """
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    names = sorted(names)
+    near = get_close_matches(name, names, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names)}"
 
 
 def checked_text(name: str, value: object) -> str:

@@ -144,10 +144,10 @@ def explained(
         part = texts[start : start + BATCH]
         activation = read_rows(model, layer, [text.ids for text in part])
         shape = activation.shape[:2]
-        seen = (*memory.route(activation)[:3], *memory.evidence(activation))
+        routes_and_evidence = (*memory.route(activation)[:3], *memory.evidence(activation))
         for i, text in enumerate(part):
             read = slice(0, len(text.ids) - 1)
-            slot, score, threshold, *evidence = (tensor.view(shape)[i, read].cpu() for tensor in seen)
+            slot, score, threshold, *evidence = (tensor.view(shape)[i, read].cpu() for tensor in routes_and_evidence)
             near = None  # without keys, and in `hybrid`, whose decisions name the closest edit themselves
             if state.keys and isinstance(state.key_space, KeySpace):
                 near = key_diagnostics(state, memory, activation[i]).select(read)
@@ -255,10 +255,10 @@ def read_rows(model: PreTrainedModel, layer: SideMemoryLayer, rows: Sequence[Seq
     Raises ConfigError if the model gives NaN.
     """
     ids, mask = right_pad(rows, device=execution_device(model))
-    with recorded_inputs({0: layer}) as seen:
+    with recorded_inputs({0: layer}) as inputs:
         # The body alone: logits of all tokens of a long text take more memory than everything else.
         model.base_model(ids, attention_mask=mask, use_cache=False)
-    activation = seen[0].view(*ids.shape, -1)  # some architectures flatten their rows
+    activation = inputs[0].view(*ids.shape, -1)  # some architectures flatten their rows
     if bool(activation.isnan().any(-1)[mask.bool().to(activation.device)].any()):
         raise ConfigError(
             "the model gives NaN where the side memory stands, so no route means anything: load it in float32 or "
@@ -300,10 +300,10 @@ def generated_ids(model: PreTrainedModel, ids: Tensor, kwargs: Mapping[str, Any]
 
 def _cut_at_stop(new: list[int], stops: set[int], pads: set[int]) -> list[int]:
     """A row up to its stop. A row without a stop loses its trailing pads, if rows may end in another way."""
-    ended = until_stop(new, stops)
-    while ended and ended[-1] in pads and ended[-1] not in stops:
-        ended.pop()
-    return ended
+    cut = until_stop(new, stops)
+    while cut and cut[-1] in pads and cut[-1] not in stops:
+        cut.pop()
+    return cut
 
 
 def _mask(ids: Tensor, mask: Tensor | None, stops: set[int], pad: set[int]) -> Tensor:
@@ -325,5 +325,5 @@ def _ids(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> set[in
 def _setting(model: PreTrainedModel, kwargs: Mapping[str, Any], name: str) -> Any:
     if kwargs.get(name) is not None:
         return kwargs[name]
-    own: Any = getattr(kwargs.get("generation_config"), name, None)
-    return own if own is not None else getattr(model.generation_config, name, None)
+    value: Any = getattr(kwargs.get("generation_config"), name, None)
+    return value if value is not None else getattr(model.generation_config, name, None)

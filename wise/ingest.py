@@ -157,9 +157,9 @@ class Ingestion:
             return "known"
         self._rows += 1
         row = object_of(line.data) if line.row is None else line.row
-        kept = self._parser.take_store_fields(row)
+        store_fields = self._parser.take_store_fields(row)
         _, records = self._parser.read(row, self._rows, table=line.table)
-        requests = [EditRequest(edit=record.edit, **kept) for record in records]
+        requests = [EditRequest(edit=record.edit, **store_fields) for record in records]
         new_requests = [self._with_own_id(request, key) for request in requests if not self._is_latest(request)]
         if new_requests:
             self._store.enqueue(new_requests, key=key)

@@ -215,9 +215,9 @@ class WiseModel(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            own = inspect.getattr_static(type(self), name, None)
-            if isinstance(own, property | cached_property):  # its own AttributeError is to be seen, and no other
-                return own.__get__(self)
+            attribute = inspect.getattr_static(type(self), name, None)
+            if isinstance(attribute, property | cached_property):  # its own AttributeError is to be seen, and no other
+                return attribute.__get__(self)
             if name in _FIRST:  # not set yet: there is nothing to forward to
                 raise
         try:
@@ -267,9 +267,9 @@ class WiseModel(nn.Module):
 
     def fingerprint(self) -> Fingerprint:
         """Identifies the base and the layer of the side memory."""
-        made = fingerprint(self.model, self._target_module)
-        name, revision = self._source or (made.name, made.revision)
-        return replace(made, name=name, revision=revision)
+        identity = fingerprint(self.model, self._target_module)
+        name, revision = self._source or (identity.name, identity.revision)
+        return replace(identity, name=name, revision=revision)
 
     # -- editing -----------------------------------------------------------------------------
 
@@ -468,9 +468,9 @@ class WiseModel(nn.Module):
                 text=self.encoder.answer(new, chat=question.chat),
                 tokens=tuple(map(self._token, (*question.ids, *new))),
                 prompt_tokens=len(question.ids),
-                routes=own,
+                routes=answer_routes,
             )
-            for question, new, own in zip(questions, out, routes, strict=True)
+            for question, new, answer_routes in zip(questions, out, routes, strict=True)
         ]
 
     def _explained(self, texts: Sequence[GeneratedIds]) -> tuple[RowRoutes, ...]:
@@ -488,9 +488,9 @@ class WiseModel(nn.Module):
         if memory is None:
             return None
         mask = attention_mask.to(device) if attention_mask is not None else None
-        with modules.recorded_inputs({0: self.layer}) as seen:
+        with modules.recorded_inputs({0: self.layer}) as inputs:
             self.model(input_ids.to(device), attention_mask=mask, use_cache=False)
-        route: Route = memory.route(seen[0])
+        route: Route = memory.route(inputs[0])
         return route
 
     @property

@@ -54,8 +54,8 @@ def ask_again(
     if snapshot.base is None:
         return {}
     return {
-        namespace: model.ask_again(own, snapshot.base, progress=partial(progress, namespace))
-        for namespace, own in split(snapshot.state).items()
+        namespace: model.ask_again(part, snapshot.base, progress=partial(progress, namespace))
+        for namespace, part in split(snapshot.state).items()
     }
 
 
@@ -100,16 +100,16 @@ def edited(
     """
     outcomes: list[Outcome] = []
     for namespace in dict.fromkeys(edit.namespace for edit in edits):
-        own = [edit for edit in edits if edit.namespace == namespace]
+        namespace_edits = [edit for edit in edits if edit.namespace == namespace]
         with model.evaluating(), checking(check):
             done, before = len(outcomes), within(state, namespace)
             part, report = model.trainer.edit(
                 before,
-                own,
+                namespace_edits,
                 serve=model.serving,
                 progress=lambda count, done=done: progress(done + count),  # type: ignore[misc]
             )
-            outcomes += model.trainer.with_before(before, own, report.outcomes, serve=model.serving)
+            outcomes += model.trainer.with_before(before, namespace_edits, report.outcomes, serve=model.serving)
         state = _with_part(state, {namespace}, part)
     return state, outcomes
 
@@ -143,8 +143,8 @@ def split(state: MemoryState) -> dict[str, MemoryState]:
             others = [i for i in slot.edit_ids if owner[i] != name] if len(names) > 1 else ()
             slots[name].append(slot.without(others).numbered(len(slots[name])))
     keys: dict[str, dict[str, Tensor]] = {name: {} for name in edits}
-    for edit_id, own in state.keys.items():
-        keys[owner[edit_id]][edit_id] = own
+    for edit_id, edit_keys in state.keys.items():
+        keys[owner[edit_id]][edit_id] = edit_keys
     return {name: replace(state, edits=tuple(edits[name]), slots=tuple(slots[name]), keys=keys[name]) for name in edits}
 
 

@@ -54,10 +54,10 @@ def check_cache(model: PreTrainedModel) -> None:
         )
     except NOT_RUN as error:
         raise UnsupportedModelError(f"this {model.config.model_type} model generates no text: {error}") from error
-    kept = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
-    if kept is not None and not hasattr(kept, "layers"):
+    cache = next((out[name] for name in CACHE_NAMES if out.get(name) is not None), None)
+    if cache is not None and not hasattr(cache, "layers"):
         raise UnsupportedModelError(
-            f"this {model.config.model_type} model keeps what it has read in a {type(kept).__name__} that has no "
+            f"this {model.config.model_type} model keeps what it has read in a {type(cache).__name__} that has no "
             "layers, so mode='hybrid', which goes by token ids, has no place for them: use mode='retrieve'"
         )
 

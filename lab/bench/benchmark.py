@@ -98,7 +98,7 @@ def search(
     editor: str,
     plan: Plan,
     *,
-    made: Sequence[dict[str, Any]] = (),
+    earlier_trials: Sequence[dict[str, Any]] = (),
     keep: Callable[[list[dict[str, Any]]], None] = lambda trials: None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def search(
     combinations = candidates(editor, plan.trials, seed=plan.seed)
     if len(combinations) == 1:
         return {"chosen": {}, "trials": [], "records": 0}
-    trials = list(made)
+    trials = list(earlier_trials)
     for settings in combinations[len(trials) :]:
         trials.append(_attempt(model, tokenizer, editor, settings, plan))
         keep(trials)
@@ -187,8 +187,10 @@ def compare_editors(
             def keep(trials: list[dict[str, Any]], file: Path = folder / f"{editor}{SEARCH}") -> None:
                 write_json(file, {"trials": trials, "basis": basis})
 
-            made = searched.get(editor, {}).get("trials", ())
-            saved_search = search(model, tokenizer, editor, plan, made=made, keep=keep, progress=progress)
+            earlier = searched.get(editor, {}).get("trials", ())
+            saved_search = search(
+                model, tokenizer, editor, plan, earlier_trials=earlier, keep=keep, progress=progress
+            )
             searched[editor] = saved_search | {"basis": basis}
             write_json(folder / f"{editor}{SEARCH}", searched[editor])
     for size, editor in product(sizes, editors):  # short streams first: all editors can be seen early

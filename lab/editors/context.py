@@ -93,15 +93,15 @@ class EditingContext:
         Raises ConfigError where the corpus is shorter than that.
         """
         length = min(length, self.encoder.context)
-        left = tokens
+        remaining = tokens
         for row in self._sampled(length, seed) if self.texts is None else self._read(length):
-            yield row[:left]
-            left -= len(row)
-            if left <= 0:
+            yield row[:remaining]
+            remaining -= len(row)
+            if remaining <= 0:
                 return
         raise ConfigError(
-            f"the corpus has {tokens - left} tokens and {tokens} were asked for; give more text, or leave the corpus "
-            "out and let the base speak for itself"
+            f"the corpus has {tokens - remaining} tokens and {tokens} were asked for; give more text, or leave the "
+            "corpus out and let the base speak for itself"
         )
 
     def beginnings(self, count: int, *, seed: int) -> list[str]:
@@ -130,9 +130,9 @@ class EditingContext:
         """
         if self.cache is None:
             return compute()
-        known = {"kind": kind, "base": self.base.digest, **key}
-        about = json.dumps(known, sort_keys=True)
-        file = self.cache / f"{kind}-{digest_of_json(known)[:20]}.safetensors"
+        identity = {"kind": kind, "base": self.base.digest, **key}
+        about = json.dumps(identity, sort_keys=True)
+        file = self.cache / f"{kind}-{digest_of_json(identity)[:20]}.safetensors"
         if file.exists():
             with suppress(SafetensorError, OSError), safe_open(file, framework="pt") as opened:
                 if (opened.metadata() or {}).get("about") == about:
@@ -179,8 +179,8 @@ def padded_rows(
     """
     ids, mask = right_pad([[*prompt, *target][:-1] for prompt, target in rows], device=device)
     labels = torch.full(ids.shape, -100)
-    for own, (prompt, target) in zip(labels, rows, strict=True):
-        own[len(prompt) - 1 : len(prompt) - 1 + len(target)] = torch.tensor(list(target))
+    for label_row, (prompt, target) in zip(labels, rows, strict=True):
+        label_row[len(prompt) - 1 : len(prompt) - 1 + len(target)] = torch.tensor(list(target))
     return ids, mask, labels.to(device)
 
 
@@ -197,9 +197,9 @@ def target_losses(context: EditingContext, rows: Sequence[TokenRow]) -> list[flo
 
 def module_inputs(model: PreTrainedModel, paths: Sequence[str], ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
     """Path -> what goes into that module in one forward."""
-    with recorded_inputs({path: model.get_submodule(path) for path in paths}) as seen:
+    with recorded_inputs({path: model.get_submodule(path) for path in paths}) as inputs:
         model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-    return seen
+    return inputs
 
 
 def as_weight(module: nn.Module, matrix: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ class FineTuning(WeightEditor[F]):
         optimizer: torch.optim.Optimizer,
     ) -> Tensor:
         """One pass over all edits, a step a batch: `[edits]` the loss of each before its batch's step."""
-        seen = []
+        step_losses = []
         for start in range(0, len(rows), BATCH):
             with torch.enable_grad():
                 losses = self.losses(leaves, rows[start : start + BATCH])
@@ -134,10 +134,10 @@ class FineTuning(WeightEditor[F]):
                         inputs=list(leaves.values())
                     )
                     optimizer.step()
-            seen.append(losses.detach())
+            step_losses.append(losses.detach())
             if self.settings.norm_constraint is not None:
                 project(leaves, before, self.settings.norm_constraint)
-        return torch.cat(seen)
+        return torch.cat(step_losses)
 
     def losses(self, leaves: Mapping[str, Tensor], rows: Sequence[TokenRow]) -> Tensor:
         """What is minimised for each edit: `[edits]`, here the cross-entropy of the target's tokens, in nats."""

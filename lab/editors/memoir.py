@@ -149,8 +149,8 @@ def prompt_means(activation: Tensor, prompts: Tensor) -> Tensor:
     float64, so that it does not depend on how many tokens beside the prompt a row has.
     """
     rows = activation.reshape(*prompts.shape, activation.shape[-1]).double()
-    kept = prompts[..., None].to(rows.device)
-    return torch.where(kept, rows, 0).sum(1) / kept.sum(1).clamp(min=1)
+    is_prompt = prompts[..., None].to(rows.device)
+    return torch.where(is_prompt, rows, 0).sum(1) / is_prompt.sum(1).clamp(min=1)
 
 
 class Memoir(LayerEditor[MemoirSettings], WholePrompts):

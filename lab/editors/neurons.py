@@ -145,8 +145,8 @@ class KnowledgeNeurons(WeightEditor[KnowledgeNeuronsSettings]):
 def refined(scores: Sequence[Tensor], settings: KnowledgeNeuronsSettings) -> list[Neuron]:
     """The neurons of a fact, from the attributions `[layers, f]` of each of its prompts; none that one prompt alone
     has, where there are several."""
-    kept = [(s >= settings.threshold * s.max()) & (s > 0) for s in scores]
-    counts = torch.stack(kept).sum(0)
+    strong = [(s >= settings.threshold * s.max()) & (s > 0) for s in scores]
+    counts = torch.stack(strong).sum(0)
     least = min(2, len(scores))
 
     def shared(steps: int) -> Tensor:
@@ -188,8 +188,8 @@ class _LastToken:
         self.model = context.model
         self.ids = torch.tensor([list(row)], device=context.device)
         self.rows = rows
-        taken = inspect.signature(context.model.forward).parameters
-        self.name = next(name for name in CACHE_NAMES if name in taken)
+        parameters = inspect.signature(context.model.forward).parameters
+        self.name = next(name for name in CACHE_NAMES if name in parameters)
         self.before = DynamicCache()
         if len(row) > 1:
             ids = self.ids[:, :-1]

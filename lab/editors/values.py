@@ -151,9 +151,9 @@ def read(
         part = rows[begin : begin + ROWS]
         ids, mask = right_pad(part, device=context.device)
         places = torch.tensor([len(row) - 1 for row in part], device=context.device)
-        seen: dict[str, Tensor] = {}
+        activations: dict[str, Tensor] = {}
 
-        def keep(path: str, value: Any, shape: Any = ids.shape, at: Tensor = places, into: Any = seen) -> None:
+        def keep(path: str, value: Any, shape: Any = ids.shape, at: Tensor = places, into: Any = activations) -> None:
             into[path] = _rows(value, shape)[torch.arange(len(at), device=at.device), at].float()
 
         with (
@@ -161,7 +161,7 @@ def read(
             _hooked(context.model, out, lambda path, _, value: keep(path, value)),
         ):
             context.model(ids, attention_mask=mask, use_cache=False, logits_to_keep=1)
-        for path, value in seen.items():
+        for path, value in activations.items():
             results[path].append(value)
     whole = {path: torch.cat(parts) for path, parts in results.items()}
     means = {path: _means(whole[path], owner, len(contexts)) for path in keys}
@@ -262,22 +262,23 @@ class _Search:
             if not bool(active.any()):
                 break
             offset.grad = torch.autograd.grad(loss[active].sum(), offset)[0]
-            kept = offset.detach().clone()
+            best_offset = offset.detach().clone()
             optimizer.step()
             with torch.no_grad():
                 new = offset * (limit / offset.norm(dim=-1, keepdim=True)).clamp(max=1.0)
-                offset.copy_(torch.where(active[:, None], new, kept))
+                offset.copy_(torch.where(active[:, None], new, best_offset))
             steps = [n + int(on) for n, on in zip(steps, active.tolist(), strict=True)]
         return Values(start=start, offset=(offset * unit).detach(), steps=steps)
 
     @torch.no_grad()
     def _before(self) -> tuple[Tensor, Tensor]:
         """The vectors as they are, `[edits, d]`, and what is expected behind the essences, `[essences, vocabulary]`."""
-        seen: list[Tensor] = []
+        activations: list[Tensor] = []
         shape = self.rows.inputs.shape
-        with _hooked(self.spliced.upper, [self.path], lambda _, args, out: seen.append(_rows(out, shape))):
+        with _hooked(self.spliced.upper, [self.path], lambda _, args, out: activations.append(_rows(out, shape))):
             logits = self.spliced.logits(self.rows)
-        return seen[0][self.plain, 0].float(), self._essence(logits, torch.ones_like(self.owners, dtype=torch.bool))
+        everywhere = torch.ones_like(self.owners, dtype=torch.bool)
+        return activations[0][self.plain, 0].float(), self._essence(logits, everywhere)
 
     def _objective(self, offset: Tensor, norms: Tensor, expected: Tensor, active: Tensor) -> Tensor:
         """Eq. 4 of ROME for each edit, in nats, `[edits]`; what it is for one that is not active has no meaning."""

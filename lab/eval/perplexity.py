@@ -28,16 +28,16 @@ def windows(encoder: Encoder, texts: Sequence[str], *, max_tokens: int = MAX_TOK
     encoder begins a prompt; where that is with no special token, its first token is only read. A text of which nothing
     can be predicted gives none."""
     results: list[PromptRow] = []
-    left = max_tokens
+    remaining = max_tokens
     for text in texts:
-        if left <= 0:
+        if remaining <= 0:
             break
-        for window in cut(encoder, text[: left * CHARACTERS_PER_TOKEN], min(WINDOW, encoder.context)):
-            fed = window[1 : 1 + left]
+        for window in cut(encoder, text[: remaining * CHARACTERS_PER_TOKEN], min(WINDOW, encoder.context)):
+            fed = window[1 : 1 + remaining]
             if fed:
                 results.append(PromptRow(prompt=window[:1], fed=fed))
-                left -= len(fed)
-            if left <= 0:
+                remaining -= len(fed)
+            if remaining <= 0:
                 break
     return results
 

@@ -131,11 +131,11 @@ def measure_probes(
 def _choose(prompter: Prompter, selection: Selection) -> _ChosenProbes:
     chosen = _ChosenProbes()
     for tested in selection.tested:
-        taken: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for probe in tested.probes:
             kind = probe.kind
             chosen.kinds.add(kind)
-            if taken[kind] == MAX_PROBES and kind not in OF_A_CASE:
+            if counts[kind] == MAX_PROBES and kind not in OF_A_CASE:
                 continue
             if _is_excluded(probe, selection):
                 chosen.excluded[kind] += 1
@@ -145,7 +145,7 @@ def _choose(prompter: Prompter, selection: Selection) -> _ChosenProbes:
             if len(fits) < len(queries):
                 chosen.too_long[kind] += 1
                 continue
-            taken[kind] += 1
+            counts[kind] += 1
             chosen.probes.append((tested.record.edit.id, probe))
             chosen.queries |= fits
     return chosen

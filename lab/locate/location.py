@@ -64,20 +64,20 @@ def trace(
     with evaluating(model), torch.no_grad():
         encoder = learn_encoder(model, tokenizer, WiseConfig(terminator=""))  # how texts end does not matter here
         tested = find_known(runner, encoder, facts)
-        known = [fact for fact in tested if isinstance(fact, Known)]
+        known_facts = [fact for fact in tested if isinstance(fact, Known)]
         skipped = {why: tested.count(why) for why in SKIPPED}
-        if not known:
+        if not known_facts:
             counted = ", ".join(f"{count} {why}" for why, count in skipped.items() if count)
             raise ConfigError(f"none of {len(facts)} facts can be traced: {counted}; give facts it knows")
-        width = noise_width(runner, known)
+        width = noise_width(runner, known_facts)
         traces = []
-        for fact in known:
+        for fact in known_facts:
             noise = draw_noise(runner, fact, width=width, samples=samples, seed=seed)
             traces.append(trace_fact(runner, fact, noise, window=window))
-            progress("trace", len(traces), len(known))
+            progress("trace", len(traces), len(known_facts))
     return Location(
         model={"name": name, **base_description(fingerprint(model, locate(model, WiseConfig())))},
-        facts=len(known),
+        facts=len(known_facts),
         skipped={why: count for why, count in skipped.items() if count},
         noise=width,
         samples=samples,
@@ -85,13 +85,13 @@ def trace(
         layers=sites.depth,
         seed=seed,
         environment=environment(runner.device),
-        effects={kind: by_role(known, [entry.effects[kind] for entry in traces], seed) for kind in KINDS},
+        effects={kind: by_role(known_facts, [entry.effects[kind] for entry in traces], seed) for kind in KINDS},
         low_score=fmean(entry.low for entry in traces),
         high_score=fmean(entry.high for entry in traces),
     )
 
 
-def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
+def by_role(known_facts: Sequence[Known], effects: Sequence[list[list[float]]], seed: int) -> Effects:
     """effects: per fact, per token from the subject's first on, per layer."""
     layers = len(effects[0][0])
     mean: list[list[float | None]] = []
@@ -99,7 +99,7 @@ def by_role(known: Sequence[Known], effects: Sequence[list[list[float]]], seed: 
     n = []
     for role in ROLES:
         rows = []
-        for fact, table in zip(known, effects, strict=True):
+        for fact, table in zip(known_facts, effects, strict=True):
             roles = token_roles(len(fact.ids), fact.span)[fact.span[0] :]
             role_rows = [row for row, its in zip(table, roles, strict=True) if its == role]
             if role_rows:

@@ -76,16 +76,16 @@ class Runner:
         """
         rows = 1 if noise is None else len(noise.values)
         layers = range(self.sites.depth)
-        seen: dict[tuple[str, int], list[Tensor]] = {(kind, layer): [] for kind in KINDS for layer in layers}
-        with hooked((self.sites.module(*place), partial(_take, taken)) for place, taken in seen.items()):
+        outputs_at: dict[tuple[str, int], list[Tensor]] = {(kind, layer): [] for kind in KINDS for layer in layers}
+        with hooked((self.sites.module(*place), partial(_take, states)) for place, states in outputs_at.items()):
             logits = self._forward(ids, rows, noise)[:, -1]
-        for (kind, layer), taken in seen.items():
-            if len(taken) != 1:
+        for (kind, layer), states in outputs_at.items():
+            if len(states) != 1:
                 raise UnsupportedModelError(
-                    f"{kind} of layer {layer} was computed {len(taken)} times in one forward, once was expected; "
+                    f"{kind} of layer {layer} was computed {len(states)} times in one forward, once was expected; "
                     "tracing cannot follow this model"
                 )
-        outputs = {kind: [seen[kind, i][0].view(rows, len(ids), -1) for i in layers] for kind in KINDS}
+        outputs = {kind: [outputs_at[kind, i][0].view(rows, len(ids), -1) for i in layers] for kind in KINDS}
         return Run(logits=logits, outputs=outputs)
 
     def patched(self, ids: Sequence[int], noise: Noise, patches: Sequence[Patch] = ()) -> Tensor:
@@ -108,11 +108,11 @@ class Runner:
         return logits[:, -last:].float()
 
 
-def _take(taken: list[Tensor], _module: nn.Module, _args: Any, output: Any) -> None:
+def _take(outputs: list[Tensor], _module: nn.Module, _args: Any, output: Any) -> None:
     """A copy is taken: Falcon adds what attention gives into the feed-forward output, in place."""
     state = first_tensor(output)
     if state is not None:
-        taken.append(state.clone(memory_format=torch.contiguous_format))
+        outputs.append(state.clone(memory_format=torch.contiguous_format))
 
 
 def _disturb(noise: Noise, _module: nn.Module, _args: Any, output: Tensor) -> Tensor:

@@ -89,14 +89,14 @@ def _ranges(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int]) ->
     same = _untouched(parent, state, tickets)
     ranges: list[Range[str | None]] = [*cut_ranges(parent.manifest.slots, 0, same)]
     stored_at = {
-        own.slot.edit_ids: (digest, start + i, own)
+        stored_slot.slot.edit_ids: (digest, start + i, stored_slot)
         for digest, start, stop in cut_ranges(parent.manifest.slots, same, len(parent.state.slots))
-        for i, own in enumerate(parent.segments[digest][start:stop])
-        if own.edits
+        for i, stored_slot in enumerate(parent.segments[digest][start:stop])
+        if stored_slot.edits
     }
     for i, slot in enumerate(state.slots[same:], start=same):
-        digest, place, own = stored_at.get(slot.edit_ids, ("", 0, None))
-        is_stored = own is not None and own.equals(slot, state, tickets)
+        digest, place, stored_slot = stored_at.get(slot.edit_ids, ("", 0, None))
+        is_stored = stored_slot is not None and stored_slot.equals(slot, state, tickets)
         ranges.append((digest, place, place + 1) if is_stored else (None, i, i + 1))
     rewritten = _rewritten(parent.manifest, ranges)
     at = 0
@@ -121,11 +121,12 @@ def _untouched(parent: Snapshot, state: MemoryState, tickets: Mapping[str, int])
 
 def _rewritten(manifest: Manifest, ranges: Sequence[Range[str | None]]) -> set[str | None]:
     """Segments to write again: those that lost a slot, and the last ones as long as they are small."""
-    left: Counter[str | None] = Counter()
+    remaining: Counter[str | None] = Counter()
     for digest, start, stop in ranges:
-        left[digest] += stop - start
-    rewritten: set[str | None] = {digest for digest, (slots, _) in manifest.segments.items() if left[digest] != slots}
-    fresh = left[None] + sum(left[digest] for digest in rewritten)
+        remaining[digest] += stop - start
+    sizes = ((digest, slots) for digest, (slots, _) in manifest.segments.items())
+    rewritten: set[str | None] = {digest for digest, slots in sizes if remaining[digest] != slots}
+    fresh = remaining[None] + sum(remaining[digest] for digest in rewritten)
     for digest, (slots, size) in reversed(list(manifest.segments.items())):
         if digest not in rewritten:
             if size >= FULL or slots > fresh:  # so a slot is written again each time its segment doubles, at the most
@@ -182,8 +183,8 @@ def without(parent: Snapshot, edit_ids: Collection[str], forget: Forget | None) 
         )
     state = forget(parent.state, edit_ids)
     check_edits(state, parent, {})
-    if left := {*edit_ids} & {*state.edit_ids}:
-        raise StoreError(f"edit {min(left)!r} was to be forgotten and is still in the state")
+    if remaining := {*edit_ids} & {*state.edit_ids}:
+        raise StoreError(f"edit {min(remaining)!r} was to be forgotten and is still in the state")
     return state
 
 

@@ -63,17 +63,17 @@ def check(
             later = "SELECT number FROM events WHERE kind = ? AND number > ? ORDER BY number"
             erasures = tuple(number for (number,) in scan(later, ERASED, anchor.event))
     reader = _Reader(backend, before.manifests)
-    left = [version for version in history.versions if not version.collected]
+    versions = [version for version in history.versions if not version.collected]
     readable: list[Version] = []
     sizes = backend.sizes()
-    for place, version in enumerate(left, start=1):
-        progress("versions", place, len(left))
-        version_problems = [*reader.problems(version, current=place == len(left))]
+    for place, version in enumerate(versions, start=1):
+        progress("versions", place, len(versions))
+        version_problems = [*reader.problems(version, current=place == len(versions))]
         if version_problems and _collected(backend, version):
             continue  # meanwhile, so its files may be gone
         problems += version_problems
         readable.append(version)
-    if left and reader.live is not None and reader.live != history.live:
+    if versions and reader.live is not None and reader.live != history.live:
         differing = sorted(reader.live ^ history.live)[:8]
         problems.append(f"the current version and the journal differ on tickets {differing}")
     findings = Findings(

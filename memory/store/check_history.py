@@ -180,13 +180,13 @@ def _life_problems(ticket: Ticket, life: Life, erased: Mapping[int, str]) -> Ite
 
 
 def _check_versions(scan: Scan, history: History) -> None:
-    made: dict[Any, tuple[Any, ...]] = {}
+    made_by: dict[Any, tuple[Any, ...]] = {}
     collected = set()
     for kind, number, *row in scan(
         "SELECT kind, version, at, author, detail FROM events WHERE kind IN ('version', 'collected') ORDER BY number"
     ):
         if kind == "version":
-            made[number] = tuple(row)
+            made_by[number] = tuple(row)
         else:
             collected.add(number)
     last = 0
@@ -195,11 +195,11 @@ def _check_versions(scan: Scan, history: History) -> None:
         if version.number != last + 1:
             history.problems += _gap("version", last, version.number)
         last = version.number
-        at, author, detail = made.pop(version.number, ("", None, "{}"))
+        at, author, detail = made_by.pop(version.number, ("", None, "{}"))
         expected_row = {**_object(detail), "number": version.number, "at": at, "author": author}
         if {**expected_row, "collected": version.number in collected} != version.to_dict():
             history.problems.append(f"version {version.number} is not what its events say")
-    history.problems += [f"version {number!r:.20} is missing" for number in made]
+    history.problems += [f"version {number!r:.20} is missing" for number in made_by]
 
 
 def _object(text: object) -> dict[str, Any]:

@@ -62,6 +62,6 @@ def write_checked(file: Path, checked: Checked) -> None:
 
 
 def pages(rows: Iterable[tuple[Any, ...]]) -> Iterator[tuple[str, Page]]:
-    left = iter(rows)
-    while page := list(islice(left, PAGE)):
+    remaining = iter(rows)
+    while page := list(islice(remaining, PAGE)):
         yield hashlib.sha256(repr(page).encode()).hexdigest(), page

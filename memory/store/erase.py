@@ -77,7 +77,7 @@ def erase(
             if not locks.enter_context(backend.unheld(version.manifest)):
                 raise StoreError(f"version {version.number} holds such an edit and is being read; end that reader")
         with journal.writing() as (execute, events):
-            left = words.keep_those_of_others(execute)
+            kept_texts = words.keep_those_of_others(execute)
             events.collect(holding)
             if fresh:
                 digests = _erase_events(execute, {ticket.number for ticket in fresh}, words, with_author)
@@ -93,7 +93,7 @@ def erase(
         tickets=tuple(ticket.number for ticket in fresh),
         versions=tuple(version.number for version in holding),
         blobs=len(unneeded),
-        left=left,
+        left=kept_texts,
     )
 
 
@@ -102,12 +102,12 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
     under way."""
     tickets: list[Ticket] = []
     for edit_id in dict.fromkeys(edit_ids):
-        own = journal.tickets(edit_id=edit_id)
-        if not own:
+        edit_tickets = journal.tickets(edit_id=edit_id)
+        if not edit_tickets:
             journal_ids = {ticket.edit.id for ticket in journal.tickets(limit=1000)}
             hint = did_you_mean(edit_id, journal_ids) if journal_ids else "there are none"
             raise StoreError(f"there is no edit {edit_id!r}; {hint}")
-        for ticket in own:
+        for ticket in edit_tickets:
             if ticket.problem:
                 raise StoreError(ticket.problem)
             if ticket.status in UNDER_WAY:
@@ -115,7 +115,7 @@ def _tickets(journal: Journal, edit_ids: Sequence[str]) -> list[Ticket]:
                     f"edit {edit_id!r} is {ticket.status} and stays; delete it first (`wise store delete`, or through "
                     "the service), then erase it"
                 )
-        tickets += own
+        tickets += edit_tickets
     if not tickets:
         raise StoreError("no edit was named: give the id of at least one")
     return tickets
@@ -170,10 +170,10 @@ def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, wit
     digests = {}
     before = ""
     for row in execute(f"SELECT {EVENT} ORDER BY number"):
-        stored, own = str(row[-1]), row[3] in tickets or (row[2] == "version" and row[4] in own_versions)
-        if own or words.said_in(str(row[6])):
+        stored, is_erased = str(row[-1]), row[3] in tickets or (row[2] == "version" and row[4] in own_versions)
+        if is_erased or words.said_in(str(row[6])):
             event = event_of(row)
-            new = _without_words(event, own, words, with_author)
+            new = _without_words(event, is_erased, words, with_author)
             if new != event:
                 detail = json.dumps(new.detail, sort_keys=True)
                 update(execute, "events", event.number, author=new.author, detail=detail)
@@ -184,14 +184,14 @@ def _erase_events(execute: Execute, tickets: Collection[int], words: _Words, wit
     return digests
 
 
-def _without_words(event: Event, own: bool, words: _Words, with_author: bool) -> Event:
+def _without_words(event: Event, is_erased: bool, words: _Words, with_author: bool) -> Event:
     detail = event.detail
     if event.kind in ("version", ERASED):  # the rest is numbers and digests
-        reason = ERASED_TEXT if own and event.kind == "version" and detail.get("reason") else detail.get("reason")
+        reason = ERASED_TEXT if is_erased and event.kind == "version" and detail.get("reason") else detail.get("reason")
         detail = {**detail, "reason": words.redacted(reason)}
     elif event.kind in (LIVE, FAILED, QUEUED) and detail and "content" not in detail:
-        detail = _GONE if own else {name: words.redacted(value) for name, value in detail.items()}
-    author = ERASED_TEXT if own and with_author and event.author else event.author
+        detail = _GONE if is_erased else {name: words.redacted(value) for name, value in detail.items()}
+    author = ERASED_TEXT if is_erased and with_author and event.author else event.author
     return replace(event, detail=detail, author=author)
 
 
@@ -208,7 +208,7 @@ class _Words:
 
     def keep_those_of_others(self, execute: Execute) -> dict[str, tuple[str, ...]]:
         """Looks no longer for texts that other edits say too. Returns their fields and those edits."""
-        left: dict[str, list[str]] = {}
+        kept_texts: dict[str, list[str]] = {}
         spelled = {json.dumps(text)[1:-1]: (text, name) for text, name in self._texts.items()}
         for row in execute(f"SELECT {TICKET}"):
             if row[0] in self._erased_numbers:
@@ -216,10 +216,10 @@ class _Words:
             row_text = f"{row[3]} {json.dumps([row[4], row[7]])}"
             for spelling, (text, name) in spelled.items():
                 if spelling in row_text:
-                    left.setdefault(name, []).append(str(row[1]))
+                    kept_texts.setdefault(name, []).append(str(row[1]))
                     self._texts.pop(text, None)
         self._finders.clear()
-        return {name: tuple(dict.fromkeys(ids))[:8] for name, ids in left.items()}
+        return {name: tuple(dict.fromkeys(ids))[:8] for name, ids in kept_texts.items()}
 
     def said_in(self, text: str) -> bool:
         """Whether JSON text repeats one of them."""
@@ -246,5 +246,5 @@ class _Words:
 
 def _fields(ticket: Ticket) -> Iterable[tuple[str, str]]:
     yield from ((name.partition("[")[0], text) for name, text in texts_of(ticket.edit))
-    own = (("subject", ticket.edit.subject), ("reason", ticket.reason), ("key", ticket.key))
-    yield from ((name, text) for name, text in own if text is not None)
+    texts = (("subject", ticket.edit.subject), ("reason", ticket.reason), ("key", ticket.key))
+    yield from ((name, text) for name, text in texts if text is not None)

@@ -37,17 +37,17 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
     for version in versions[:-keep]:
         if version.manifest not in kept:
             old.setdefault(version.manifest, []).append(version)
-    for manifest, own in old.items():
+    for manifest, manifest_versions in old.items():
         with backend.unheld(manifest) as unheld:
             if not unheld:
-                pinned += own
+                pinned += manifest_versions
                 needed |= _needed(backend, {manifest})
                 continue
             with journal.writing() as (_, events):
-                events.collect(own)
+                events.collect(manifest_versions)
             reach("version-collected")
             backend.remove([manifest])  # while nobody can hold it
-        gone += own
+        gone += manifest_versions
     unneeded = sorted(set(sizes) - needed)  # the manifests that are gone already among them
     backend.remove(unneeded)
     return GcReport(

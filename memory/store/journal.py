@@ -188,8 +188,8 @@ class Journal:
         new: dict[str, Any] = {"number": last + 1, "key": key, "accepted_at": events.at, "status": QUEUED}
         new |= vars(request)
         ticket = Ticket(**new)
-        own = {"edit_id": edit.id, "namespace": edit.namespace, "edit": json.dumps(edit.to_dict())}
-        insert(execute, "tickets", **new | own)
+        columns = {"edit_id": edit.id, "namespace": edit.namespace, "edit": json.dumps(edit.to_dict())}
+        insert(execute, "tickets", **new | columns)
         events.write(QUEUED, ticket=ticket.number, author=edit.author, detail={"content": ticket.content})
         return ticket
 
@@ -246,9 +246,9 @@ class Journal:
             events.write("version", version=number, author=author, detail=detail)
             for move in sorted(moves, key=lambda move: move.to != RETIRED):
                 events.move(move, version=number, author=author)
-            made = _current(execute)
+            new_version = _current(execute)
         self._look_for_time_over(moves)
-        return made
+        return new_version
 
     @contextmanager
     def writing(self) -> Iterator[tuple[Execute, EventWriter]]:

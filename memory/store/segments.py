@@ -137,21 +137,27 @@ def decode_segment(data: bytes, place: str) -> list[StoredSlot]:
         fields = json.loads(header["__metadata__"][FORMAT])
         tensors = load(data)
         columns = {name: tensor for name, tensor in tensors.items() if is_column(name) and name != "keys" + ROWS}
-        edits = [tuple(map(Edit.from_dict, own["edits"])) for own in fields]
+        edits = [tuple(map(Edit.from_dict, slot_fields["edits"])) for slot_fields in fields]
         stored_slots = [
-            {"id": 0, "edit_ids": tuple(edit.id for edit in its), "scores": tuple(own["scores"])}
-            for own, its in zip(fields, edits, strict=True)
+            {"id": 0, "edit_ids": tuple(edit.id for edit in its), "scores": tuple(slot_fields["scores"])}
+            for slot_fields, its in zip(fields, edits, strict=True)
         ]
-        groups = [own["group"] for own in fields]
-        slots = slots_of(columns, {own["group"]: own["kind"] for own in fields}, groups, stored_slots)
+        groups = [slot_fields["group"] for slot_fields in fields]
+        kinds = {slot_fields["group"]: slot_fields["kind"] for slot_fields in fields}
+        slots = slots_of(columns, kinds, groups, stored_slots)
         count = sum(map(len, edits))
         keys = split_column(tensors, "keys") if "keys" in tensors else [torch.zeros(0)] * count
         if len(keys) != count:
             raise ValueError(f"there are keys of {len(keys)} edits, expected of {count}")
-        left = (key.clone() if len(key) else None for key in keys)
+        remaining_keys = (key.clone() if len(key) else None for key in keys)
         return [
-            StoredSlot(slot=_copied(slot), edits=its, tickets=tuple(own["tickets"]), keys=tuple(islice(left, len(its))))
-            for own, its, slot in zip(fields, edits, slots, strict=True)
+            StoredSlot(
+                slot=_copied(slot),
+                edits=its,
+                tickets=tuple(slot_fields["tickets"]),
+                keys=tuple(islice(remaining_keys, len(its))),
+            )
+            for slot_fields, its, slot in zip(fields, edits, slots, strict=True)
         ]
     except _MALFORMED as error:
         kind = type(error).__name__  # what it says may quote an edit

@@ -164,9 +164,10 @@ class Store:
             if before.version != parent:
                 raise StoreError(f"version {before.version} came after {parent}: read it, edit it again, then commit")
             mine = {ticket.edit.id: ticket for ticket in tickets}
-            left = {t.number for t in self.journal.tickets(numbers=[t.number for t in tickets]) if t.status == TRAINING}
+            present = self.journal.tickets(numbers=[ticket.number for ticket in tickets])
+            still_training = {ticket.number for ticket in present if ticket.status == TRAINING}
             for edit_id, ticket in mine.items():
-                if ticket.number not in left:
+                if ticket.number not in still_training:
                     raise StoreError(f"edit {edit_id!r} is not in training any more; train the others without it")
             check_edits(state, before, mine)
             numbers = {**before.tickets, **{i: ticket.number for i, ticket in mine.items()}}

@@ -67,8 +67,8 @@ class TicketFilter:
 
 def _mentions(ticket: Ticket, folded: str) -> bool:
     edit = ticket.edit
-    own = (edit.prompt, edit.target, edit.subject, ticket.reason, *edit.aliases, *edit.paraphrases)
-    return any(folded in text.casefold() for text in own if text)
+    texts = (edit.prompt, edit.target, edit.subject, ticket.reason, *edit.aliases, *edit.paraphrases)
+    return any(folded in text.casefold() for text in texts if text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -104,17 +104,20 @@ def read_manifest(backend: Backend, digest: str) -> Manifest:
     return Manifest.from_bytes(backend.get(digest), f"{backend.place}: manifest {digest[:16]}")
 
 
-def read(version: int, digest: str, backend: Backend, known: Mapping[str, Sequence[StoredSlot]]) -> Snapshot:
-    """The version whose manifest has this digest; segments that are `known` are not read again.
+def read(version: int, digest: str, backend: Backend, known_segments: Mapping[str, Sequence[StoredSlot]]) -> Snapshot:
+    """The version whose manifest has this digest; `known_segments` are not read again.
 
     Raises StoreError where anything it names is missing, damaged or does not fit together.
     """
     manifest, get, place = read_manifest(backend, digest), backend.get, backend.place
-    segments = {d: known[d] if d in known else decode_segment(get(d), f"{place}: {d[:16]}") for d in manifest.segments}
+    segments = {
+        key: known_segments[key] if key in known_segments else decode_segment(get(key), f"{place}: {key[:16]}")
+        for key in manifest.segments
+    }
     space = manifest.space
     key_space = decode_space(get(space), f"{place}: {space[:16]}") if space else None
     for segment, stored_slots in segments.items():
-        if segment not in known:
+        if segment not in known_segments:
             check_slots(stored_slots, key_space, manifest.config, manifest.base)
     slots = slots_in_order(manifest, segments, f"{place}: version {version}")
     edits = [edit for stored in slots for edit in stored.edits]

@@ -59,8 +59,8 @@ def measure(
         for relation in (each for each in relations for _ in range(4)):
             subject, elsewhere = order.sample(subjects, 2)
             about = questions[kind][relation]
-            own = wordings(about)
-            first, *more = order.sample(own, min(4, len(own)))
+            about_wordings = wordings(about)
+            first, *more = order.sample(about_wordings, min(4, len(about_wordings)))
             unlike = [name for name in questions[kind] if name != relation]
             rival_names = order.sample(unlike, min(4, len(unlike)))
             rivals = [order.choice(wordings(questions[kind][name])) for name in rival_names]
@@ -103,8 +103,8 @@ def relation_centres(network: Callable[[list[str]], Tensor], questions: Question
     """The mean vector of each relation's wordings, `[relations, r]` unit, in the order of `examples.relation_names`."""
     centres = []
     for kind, relation in relation_names(questions):
-        own = wordings(questions[kind][relation])
-        few = random.Random(f"{kind} {relation}").sample(own, min(8, len(own)))
+        texts = wordings(questions[kind][relation])
+        few = random.Random(f"{kind} {relation}").sample(texts, min(8, len(texts)))
         centres.append(network([put(PLACEHOLDER, wording) for wording in few]).mean(0))
     return normalize(torch.stack(centres), dim=-1)
 

@@ -154,11 +154,11 @@ class TrainableEncoder(torch.nn.Module):
     def finish(self) -> dict[str, Tensor]:
         """What was learned, quantized as it is stored. The network itself then has the quantized parameters too."""
         self.eval()
-        own, found = dict(self.model.named_parameters()), {"projection": self.projection.detach()}
+        parameters, tensors = dict(self.model.named_parameters()), {"projection": self.projection.detach()}
         for name in self.names:
-            found[name], found[f"{name}{SCALE}"] = quantized(own[name] - self._before[name])
-            own[name].copy_(self._before[name] + dequantized(found[name], found[f"{name}{SCALE}"]))
-        return found
+            tensors[name], tensors[f"{name}{SCALE}"] = quantized(parameters[name] - self._before[name])
+            parameters[name].copy_(self._before[name] + dequantized(tensors[name], tensors[f"{name}{SCALE}"]))
+        return tensors
 
 
 def _loss(network: TrainableEncoder, first: list[str], second: list[str], group: list[int]) -> Tensor:

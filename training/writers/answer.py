@@ -74,21 +74,21 @@ class AnswerWriter:
         written: SlotResults = []
         for i, (edit, task) in enumerate(zip(edits, tasks, strict=True)):
             between_steps()
-            own = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
-            answers = {form: _of_form(wordings[i], form)[0].answer for form in sorted(own)}
+            forms = {form: n for n, (edit_of, form) in enumerate(parts) if edit_of == i}
+            answers = {form: _of_form(wordings[i], form)[0].answer for form in sorted(forms)}
             slot = AnswerSlot(
                 id=task.id,
                 edit_ids=(edit.id,),
-                values=torch.cat([values.of(own[form], len(answer)) for form, answer in answers.items()]),
+                values=torch.cat([values.of(forms[form], len(answer)) for form, answer in answers.items()]),
                 ids=torch.tensor([i for answer in answers.values() for i in answer]),
                 counts=torch.tensor([len(answers.get(form, ())) for form in range(FORMS)]),
                 features=self.spliced.target_module.in_features,
             )
             keys = self.wordings.keys(edit)
             outcome = FitResult(
-                fitted=all(fit.fitted[n] for n in own.values()),
-                steps=max(fit.steps[n] for n in own.values()),
-                loss=max(fit.loss[n] for n in own.values()),
+                fitted=all(fit.fitted[n] for n in forms.values()),
+                steps=max(fit.steps[n] for n in forms.values()),
+                loss=max(fit.loss[n] for n in forms.values()),
                 keys=keys.half(),
                 score=self.wordings.threshold(edit, keys),
                 tried=f"{steps} steps behind {len(wordings[i])} wordings",
@@ -97,12 +97,12 @@ class AnswerWriter:
         return written
 
     def _examples(self, parts: Sequence[Sequence[Wording]]) -> Examples:
-        cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for own in parts for w in own])
-        bare = torch.tensor([n == 0 for own in parts for n in range(len(own))])
+        cached = self.spliced.cache([(list(w.prompt), list(w.answer)) for part in parts for w in part])
+        bare = torch.tensor([n == 0 for part in parts for n in range(len(part))])
         return Examples(
             rows=cached,
             own=cached.select(bare.nonzero()[:, 0]),
-            owner=torch.tensor([i for i, own in enumerate(parts) for _ in own]),
+            owner=torch.tensor([i for i, part in enumerate(parts) for _ in part]),
             bare=bare,
         )
 

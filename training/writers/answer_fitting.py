@@ -31,10 +31,10 @@ WITHIN, STUCK = 12, 0.02
 class AnswerValues:
     """The vectors of many edits `[edits, tokens, d]`, scaled so that one learning rate fits every base."""
 
-    def __init__(self, own: Tensor, features_out: int, unit: float) -> None:
+    def __init__(self, unit_rows: Tensor, features_out: int, unit: float) -> None:
         """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
         self.unit = unit
-        self.scaled = torch.zeros(*own.shape[:2], features_out, device=own.device, requires_grad=True)
+        self.scaled = torch.zeros(*unit_rows.shape[:2], features_out, device=unit_rows.device, requires_grad=True)
 
     def delta(self, edits: Tensor, activation: Tensor) -> Tensor:
         """The vectors that are added in each row: edits `[rows]`, `[rows, tokens, f]` -> `[rows, tokens, d]`."""
@@ -134,8 +134,8 @@ class ValueFitting:
         rows = self.examples.rows.select(places)
         edits, owner = torch.unique_consecutive(self.examples.owner[places], return_inverse=True)
         device = self.spliced.device
-        own = self.examples.owner[places]
-        logits = self.spliced.labelled_logits(rows, lambda activation: self.values.delta(own, activation))
+        owners = self.examples.owner[places]
+        logits = self.spliced.labelled_logits(rows, lambda activation: self.values.delta(owners, activation))
         labelled = rows.labels != -100
         row, labels = labelled.nonzero()[:, 0], rows.labels[labelled]
         tokens = cross_entropy(logits.float(), labels, reduction="none")

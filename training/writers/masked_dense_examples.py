@@ -64,11 +64,11 @@ def prepare(
     negatives = []
     for i, task in enumerate(tasks):
         between_steps()
-        own = (slot == i).nonzero().squeeze(1)
-        rows = bare.select(own)
-        plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[own]]
+        places = (slot == i).nonzero().squeeze(1)
+        rows = bare.select(places)
+        plain = rows.activations[(rows.labels != -100).cpu() & ~speaking[places]]
         locality = [encoder.prompt(prompt) for edit in task.edits for prompt in edit.locality]
-        swapped = _with_swapped_subjects(task.edits, unaided[own, 0].tolist(), spliced, encoder, seed)
+        swapped = _with_swapped_subjects(task.edits, unaided[places, 0].tolist(), spliced, encoder, seed)
         before = rows.context[rows.mask[:, : rows.context.shape[1]].bool()]
         tokens = [statistics.activations, before, plain, *_activations(spliced, locality), *swapped]
         negatives.append(torch.cat([part.float() for part in tokens]))
@@ -112,8 +112,8 @@ def _speaking(unaided: Tensor, rows: Rows) -> Tensor:
 def _activations(spliced: SplicedModel, prompts: list[list[int]]) -> list[Tensor]:
     observed = []
     for start in range(0, len(prompts), BATCH):
-        seen = spliced.observe(prompts[start : start + BATCH])
-        observed.append(seen.activations[seen.mask.bool()])
+        observation = spliced.observe(prompts[start : start + BATCH])
+        observed.append(observation.activations[observation.mask.bool()])
     return observed
 
 
@@ -140,7 +140,7 @@ def _with_swapped_subjects(
                 prompts.append((ids, answer))
     swapped = []
     for start in range(0, len(prompts), BATCH):
-        rows, own = zip(*prompts[start : start + BATCH], strict=True)
-        seen = spliced.observe(rows)
-        swapped.append(seen.activations[:, -1][seen.next.cpu() != torch.tensor(own)])
+        rows, places = zip(*prompts[start : start + BATCH], strict=True)
+        observed = spliced.observe(rows)
+        swapped.append(observed.activations[:, -1][observed.next.cpu() != torch.tensor(places)])
     return swapped

@@ -42,9 +42,9 @@ class BaseStatistics:
 def measure(model: PreTrainedModel, spliced: SplicedModel, encoder: Encoder, config: WiseConfig) -> BaseStatistics:
     """Samples the base (seeded, without touching the global random state) and measures it."""
     samples = sample(model, encoder.starts(SAMPLES), stops=encoder.stops, tokens=SAMPLE_TOKENS, seed=config.seed)
-    seen = spliced.observe(samples)
-    real = seen.mask.bool()
-    tokens, output = seen.activations[real], seen.outputs[real]
+    observed = spliced.observe(samples)
+    real = observed.mask.bool()
+    tokens, output = observed.activations[real], observed.outputs[real]
     return BaseStatistics(
         activations=tokens.float(),
         prefixes=_prefixes(encoder, samples, config),
@@ -62,8 +62,8 @@ def fit_key_space(activations: Tensor) -> KeySpace:
     mean = activations.mean(0)
     _, spread, axes = torch.linalg.svd(activations - mean, full_matrices=False)
     spread = spread / len(activations) ** 0.5
-    kept = min(KEY_SIZE, int((spread > 1e-5 * spread[0]).sum()))
-    return KeySpace(mean=mean.cpu(), projection=(axes[:kept] / spread[:kept, None]).cpu())
+    size = min(KEY_SIZE, int((spread > 1e-5 * spread[0]).sum()))
+    return KeySpace(mean=mean.cpu(), projection=(axes[:size] / spread[:size, None]).cpu())
 
 
 def _prefixes(encoder: Encoder, samples: list[list[int]], config: WiseConfig) -> tuple[str, ...]:

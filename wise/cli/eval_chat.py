@@ -105,8 +105,8 @@ def eval_chat(
     check_memory_folder("--save", save)
     half, kinds, chat = half or "judge", kinds or "known,private", form == "chat"
     candidates = _facts(facts, half, kinds, data, read, known, skip, limit, seed or 0)
-    own = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
-    chosen_settings = options.parsed_settings(set_) | own
+    values = options.settings(seed=seed, encoder=encoder, relations=options.absolute(relations))
+    chosen_settings = options.parsed_settings(set_) | values
     base, tokenizer = model.load()
     if chat:
         check_chats(tokenizer, "give a chat model with --model, or --form completion")
@@ -196,9 +196,9 @@ def _further(
         return []
     edits = [record.edit for record in read.read(data)[skip:]]
     prompts = {fact.edit.prompt for fact in chosen}
-    left = sum(edit.prompt not in prompts for edit in edits)
-    if left < max(distractors):
-        raise ConfigError(f"--distractors {max(distractors)}: the file has {left} further records")
+    remaining = sum(edit.prompt not in prompts for edit in edits)
+    if remaining < max(distractors):
+        raise ConfigError(f"--distractors {max(distractors)}: the file has {remaining} further records")
     return edits
 
 

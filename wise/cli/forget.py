@@ -38,7 +38,7 @@ def forget(
         wrapped = edited.load(memory)
         report = wrapped.delete(live_ids)
         wrapped.save_pretrained(output or memory)
-        left = len(wrapped.edits)
+        remaining = len(wrapped.edits)
     else:
         from wise.training.report import DeleteReport
 
@@ -46,13 +46,13 @@ def forget(
         save_memory(output or memory, config=config, state=state, base=base)
         seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
         report = DeleteReport(deleted=live_ids, rewritten=(), dropped=(), seconds=seconds, cpu_seconds=cpu_seconds)
-        left = len(state.edits)
-    echo(f"{len(report.deleted)} deleted, {left} left; {report.seconds:.1f} s; saved to {output or memory}")
+        remaining = len(state.edits)
+    echo(f"{len(report.deleted)} deleted, {remaining} left; {report.seconds:.1f} s; saved to {output or memory}")
     if report.rewritten:
         echo(f"written anew, since they had shared a slot with what was deleted: {', '.join(report.rewritten)}")
     if report.dropped:
         echo(f"no longer answered as edited, and dropped: {', '.join(report.dropped)}")
     if as_json:
-        show_json({"edits": left, "output": str(output or memory)} | report.to_dict())
+        show_json({"edits": remaining, "output": str(output or memory)} | report.to_dict())
     if report.dropped:
         raise typer.Exit(NOT_VERIFIED)

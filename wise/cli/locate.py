@@ -59,8 +59,8 @@ def locate(
     layer_numbers = _layers(layers, sweep_edits)
     from wise.lab.locate.facts import read_facts
 
-    known = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
-    first, records = _records_behind(data, known, sweep_edits, read) if sweep_edits else (0, [])
+    known_facts = read_facts(data, format=read.format, columns=read.named_columns(), limit=facts)
+    first, records = _records_behind(data, known_facts, sweep_edits, read) if sweep_edits else (0, [])
     from wise.lab.locate.location import trace
     from wise.lab.locate.picture import draw
     from wise.lab.locate.sites import check_layers, find_sites
@@ -71,7 +71,8 @@ def locate(
     figures: dict[str, Any] = {}
     with progress_bars(progress) as show:
         located = trace(
-            base, tokenizer, known, samples=samples, window=window, seed=seed or 0, name=model.called, progress=show
+            base, tokenizer, known_facts,
+            samples=samples, window=window, seed=seed or 0, name=model.called, progress=show,
         )
         traced = located.to_dict() | source
         if records:
@@ -127,10 +128,10 @@ def _show_effects(
 
 
 def _strongest(values: Sequence[float | None], intervals: Sequence[Sequence[float] | None]) -> str:
-    known = [(value, layer) for layer, value in enumerate(values) if value is not None]
-    if not known:
+    finite = [(value, layer) for layer, value in enumerate(values) if value is not None]
+    if not finite:
         return "-"
-    value, layer = max(known, key=lambda pair: pair[0])
+    value, layer = max(finite, key=lambda pair: pair[0])
     low, high = intervals[layer] or (value, value)
     return f"{layer}: {value:.3f} [{low:.3f}, {high:.3f}]"
 
@@ -148,8 +149,8 @@ def _show_sweep(result: Mapping[str, Any]) -> None:
     show_table(title, tuple(SWEEP.values()), rows)
     records = result["sweep_records"]
     last = records["first"] + records["count"] - 1
-    known = advice["correlations"].items()
-    correlations = [f"{SWEEP[name]} {'-' if value is None else f'{value:.2f}'}" for name, value in known]
+    by_kind = advice["correlations"].items()
+    correlations = [f"{SWEEP[name]} {'-' if value is None else f'{value:.2f}'}" for name, value in by_kind]
     echo(
         f"edited: records {records['first']} to {last} of the file, counting from 0; the layer is chosen on them, so "
         f"measure it on others\nrank correlation with editing success over the layers: {', '.join(correlations)}"

@@ -216,22 +216,22 @@ def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command that takes, in the place of each parameter that is a group of options, the options of the group."""
     hints = get_type_hints(command, include_extras=True)
     signature = inspect.signature(command)
-    parameters = [option for own in signature.parameters.values() for option in _options(own, hints[own.name])]
+    parameters = [option for name, each in signature.parameters.items() for option in _options(each, hints[name])]
 
     @wraps(command)
     def run(**arguments: Any) -> None:
         command(**{name: _option_value(name, hints[name], arguments) for name in signature.parameters})
 
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {own.name: own.annotation for own in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
-def _options(own: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
+def _options(parameter: inspect.Parameter, hint: Any) -> list[inspect.Parameter]:
     if not is_dataclass(hint):
-        return [own.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)]
+        return [parameter.replace(annotation=hint, kind=inspect.Parameter.KEYWORD_ONLY)]
     hints = get_type_hints(hint, include_extras=True)
-    each = (own.replace(name=field.name, default=field.default) for field in fields(hint))
+    each = (parameter.replace(name=field.name, default=field.default) for field in fields(hint))
     return [option for field in each for option in _options(field, hints[field.name])]
 
 

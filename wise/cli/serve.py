@@ -71,9 +71,9 @@ def serve(
         if as_json:
             show_json({"url": url, "token": token})
             return
-        shown = token is not None and sys.stdout.isatty()
-        echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if shown else ""))
-        if shown:
+        is_shown = token is not None and sys.stdout.isatty()
+        echo(f"wise serves at {url}/v1; the console: {url}/console" + (f"#{token}" if is_shown else ""))
+        if is_shown:
             echo(f"token of this run (admin): {token}")
         elif token:
             from wise.serving.auth import write_token  # what it imports may write to stderr

@@ -60,28 +60,28 @@ def log(
     as_json: JsonOption = False,
 ) -> None:
     """Show the journal of a store: every edit from queued to live, failed or retired, by whom and in which version."""
-    shown: Sequence[Event] = ()
-    made: Sequence[Version] = ()
+    events: Sequence[Event] = ()
+    listed_versions: Sequence[Version] = ()
     with opened(store, writer=False) as opened_store:
         if versions:
-            made = sorted(opened_store.journal.versions(newest=limit), key=lambda version: version.number)
+            listed_versions = sorted(opened_store.journal.versions(newest=limit), key=lambda version: version.number)
         else:
-            shown = opened_store.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
-        numbers = sorted({event.ticket for event in shown if event.ticket})
+            events = opened_store.journal.events(since=since, namespace=namespace, edit_id=edit, limit=limit)
+        numbers = sorted({event.ticket for event in events if event.ticket})
         tickets = {ticket.number: ticket for ticket in opened_store.journal.tickets(numbers=numbers)}
         current = opened_store.journal.version().number
         counts = dict(opened_store.journal.counts(edit_id=edit, namespace=namespace))
     if versions:
         rows = [
             (v.number, v.at[:19], v.kind, v.edits, v.author, v.reason, "collected" if v.collected else v.manifest[:12])
-            for v in made
+            for v in listed_versions
         ]
         show_table("Versions", ("", "at (UTC)", "kind", "edits", "by", "why", "content"), rows)
     else:
-        _show_events(shown, tickets)
+        _show_events(events, tickets)
     echo(f"version {current}; {', '.join(f'{n} {status}' for status, n in counts.items()) or 'no edits'}")
     if as_json:
-        listed = [one.to_dict() for one in (made if versions else shown)]
+        listed = [one.to_dict() for one in (listed_versions if versions else events)]
         show_json({"current": current, "counts": counts, "versions" if versions else "events": listed})
 
 
@@ -129,8 +129,8 @@ def rollback(
 ) -> None:
     """Make the memory of an earlier version current again, bit for bit, as a new version."""
     with opened(store, writer=True) as opened_store:
-        made = opened_store.rollback(version, author=author, reason=reason)
-    _show_version(made, as_json)
+        new_version = opened_store.rollback(version, author=author, reason=reason)
+    _show_version(new_version, as_json)
 
 
 @app.command()
@@ -162,11 +162,11 @@ def delete(
             return forget_edits(wrapped, state, edit_ids)
 
         before = opened_store.read().state.edit_ids
-        made = opened_store.delete(edits, forget=forget, author=author, reason=reason)
+        new_version = opened_store.delete(edits, forget=forget, author=author, reason=reason)
         dropped = sorted({*before} - {*opened_store.read().state.edit_ids, *edits})
     if dropped:
         echo(f"no longer answered as edited, and dropped: {', '.join(dropped)}")
-    _show_version(made, as_json)
+    _show_version(new_version, as_json)
     if dropped:
         raise typer.Exit(NOT_VERIFIED)
 

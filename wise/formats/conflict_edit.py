@@ -41,12 +41,12 @@ def _records(fields: Fields, place: int) -> list[Record]:
     return [first, replace(second, probes=_follows(type_, parts[0], parts[1], first, second))]
 
 
-def _record(fields: Fields, part: Fields, own: str, group: str) -> Record:
+def _record(fields: Fields, part: Fields, edit_id: str, group: str) -> Record:
     subject = part.text("subject.label").strip()
     question = part.optional_text("relation.query")
     prompt = part.text("relation.prompt").replace("{}", subject)
     return Record(
-        edit=Edit(id=own, prompt=prompt, target=part.text("new_object.label"), subject=subject),
+        edit=Edit(id=edit_id, prompt=prompt, target=part.text("new_object.label"), subject=subject),
         free_paraphrases=() if question is None else (question.replace("{}", subject),),
         answer=_old_answer(fields, part),
         relation=part.optional_text("relation.id"),

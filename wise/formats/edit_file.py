@@ -199,10 +199,10 @@ class RecordParser:
                     f"field 'id': {edit.id!r} was already used in line {line}"
                     f"{'' if file == place[0] else f' of {file}'}; give each edit its own, or leave one of the two out"
                 )
-            own = edit.id
+            edit_id = edit.id
             while edit.id in self._place_of:
-                self._next_of[own] += 1
-                edit = replace(edit, id=f"{own}-{self._next_of[own] + 1}")
+                self._next_of[edit_id] += 1
+                edit = replace(edit, id=f"{edit_id}-{self._next_of[edit_id] + 1}")
         self._place_of[edit.id] = place
         return edit
 

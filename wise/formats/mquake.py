@@ -28,13 +28,13 @@ def _case(fields: Fields, place: int) -> list[Record]:
     return [*records, replace(last, probes=(*_hops(fields, last.edit), *_facts(fields, last.edit)))]
 
 
-def _rewrite(part: Fields, own: str, case: str) -> Record:
+def _rewrite(part: Fields, edit_id: str, case: str) -> Record:
     template, subject = part.text("prompt"), part.text("subject").strip()
     if "{}" not in template:
         name = f"{part.prefix}prompt"
         raise EditError(f"field {name!r}: {given(template)} was given, a text with {{}} for the subject was expected")
     target = part.text("target_new.str")
-    edit = Edit(id=own, prompt=template.replace("{}", subject), target=target, subject=subject)
+    edit = Edit(id=edit_id, prompt=template.replace("{}", subject), target=target, subject=subject)
     question = part.optional_text("question")
     return Record(
         edit=edit,

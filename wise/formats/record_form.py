@@ -99,8 +99,9 @@ class RecordForm:
             return []
         prompt, subject = _prompt_and_subject(self, fields)
         new_target = listed[0] if listed else fields.text(self.target)
-        own = next((f"{self.format}-{number}" for name in self.id if (number := fields.number(name)) is not None), "")
-        edit = Edit(prompt=prompt, target=new_target, subject=subject, id=own)
+        numbers = (number for name in self.id if (number := fields.number(name)) is not None)
+        edit_id = next((f"{self.format}-{number}" for number in numbers), "")
+        edit = Edit(prompt=prompt, target=new_target, subject=subject, id=edit_id)
         paraphrases = _paraphrases(self, fields, edit)
         free = fields.prompts(self.free_paraphrases, {edit.prompt, *paraphrases}, edit.subject)
         neighbours: tuple[str, ...] = ()

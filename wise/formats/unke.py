@@ -18,8 +18,8 @@ from wise.probes import Probe
 
 
 def _records(fields: Fields, place: int) -> list[Record]:
-    own, prompt, target = fields.number("id"), fields.text("question"), fields.text("answer")
-    edit = Edit(id="" if own is None else f"unke-{own}", prompt=prompt, target=target)
+    number, prompt, target = fields.number("id"), fields.text("question"), fields.text("answer")
+    edit = Edit(id="" if number is None else f"unke-{number}", prompt=prompt, target=target)
     paraphrases = fields.prompts(("para_question",), {edit.prompt})
     return [Record(edit=edit, paraphrases=paraphrases, probes=_parts(fields))]
 

@@ -63,19 +63,19 @@ class GeneratedAnswer:
 async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
     """All deltas of a job, each added to its answer; one that is left early is cancelled. Raises what went wrong, and
     DeadlineError if the time was over before anything was generated."""
-    left = len(answers)
+    remaining = len(answers)
     try:
-        while left:
+        while remaining:
             delta = await job.deltas.get()
             if isinstance(delta, Exception):
                 raise delta
-            left -= delta.finish is not None
+            remaining -= delta.finish is not None
             answers[delta.index].add(delta)
-            if not left and delta.finish == "deadline" and not any(one.tokens for one in answers):
+            if not remaining and delta.finish == "deadline" and not any(one.tokens for one in answers):
                 raise DeadlineError("nothing was generated in the time that the request may take; ask for less at once")
             yield delta
     finally:
-        if left:
+        if remaining:
             job.cancel()
 
 

@@ -83,9 +83,9 @@ def sees_all() -> bool:
 class Tokens:
     """The known tokens."""
 
-    def __init__(self, known: Iterable[tuple[Holder, str]]) -> None:
+    def __init__(self, holders: Iterable[tuple[Holder, str]]) -> None:
         """known: holders with the SHA-256 of their tokens, in hex."""
-        self._holders = tuple(known)
+        self._holders = tuple(holders)
         self._file: Path | None = None
         self._stamp: tuple[int, ...] | None = None
 
@@ -131,7 +131,7 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"tokens {file}: {error}; make one with `wise token NAME --file {file}`") from error
-    known = []
+    holders = []
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -151,8 +151,9 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
             raise ConfigError(f"{file}:{number}: {error}; a time is as 2030-01-31T12:00:00+00:00") from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
-        known.append((Holder(name=match["name"], scope=match["scope"], until=until, namespaces=bound), match["digest"]))
-    return known
+        holder = Holder(name=match["name"], scope=match["scope"], until=until, namespaces=bound)
+        holders.append((holder, match["digest"]))
+    return holders
 
 
 def token_digest(token: str) -> str:
@@ -287,8 +288,8 @@ def requires(
 
 
 def _checks(dependant: Dependant) -> list[Check]:
-    own = [_CHECKS[dependant.call]] if dependant.call in _CHECKS else []
-    return own + [check for part in dependant.dependencies for check in _checks(part)]
+    checks = [_CHECKS[dependant.call]] if dependant.call in _CHECKS else []
+    return checks + [check for part in dependant.dependencies for check in _checks(part)]
 
 
 class AuthorizedRoute(APIRoute):

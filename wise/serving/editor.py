@@ -202,9 +202,9 @@ class Editor:
             tickets = self._claim()
             if not tickets:
                 return self._run_next(self._previews) or ran
-            left = [ticket for ticket in tickets if ticket.edit.id in self._training]
-            if left:
-                self._train_all(left)
+            unfinished = [ticket for ticket in tickets if ticket.edit.id in self._training]
+            if unfinished:
+                self._train_all(unfinished)
         except (StoreError, Leave) as error:
             self._queue_again(str(error) or LEAVING)
             raise
@@ -250,12 +250,12 @@ class Editor:
                 fields = {"edits": [ticket.edit.id for ticket in tickets]}
                 logger.exception("training failed", extra={"fields": fields})
             failure = _named(error, self._settings)
-        left = [ticket for ticket in tickets if ticket.edit.id in self._training]
+        unfinished = [ticket for ticket in tickets if ticket.edit.id in self._training]
         trim_heap()
-        if len(left) == 1 == len(tickets):
-            self._fail(left[0], f"{type(failure).__name__}: {failure}"[:500], error_without_texts(failure))
+        if len(unfinished) == 1 == len(tickets):
+            self._fail(unfinished[0], f"{type(failure).__name__}: {failure}"[:500], error_without_texts(failure))
             return
-        for ticket in left:
+        for ticket in unfinished:
             self._train_all([ticket])
 
     def _fail(self, ticket: Ticket, why: str, logged: str) -> None:
@@ -418,10 +418,10 @@ class Editor:
             while True:
                 before = self._store.read()
                 live = [edit_id for edit_id in edit_ids if edit_id in before.tickets]
-                left = forget_edits(model, before.state, live, self._between_steps) if live else before.state
+                remaining = forget_edits(model, before.state, live, self._between_steps) if live else before.state
                 with self._changing:
                     if self._store.read().version == before.version:
-                        forget = partial(_unchanged, left)
+                        forget = partial(_unchanged, remaining)
                         return self._deleted(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
 
     # -- the thread of commands ---------------------------------------------------------------------
@@ -431,7 +431,7 @@ class Editor:
     ) -> bool:
         """Runs a command, or queues it if it needs the model; see `_run_command`. Returns whether it waits. wanted:
         whether anybody still waits for the answer."""
-        known: dict[str, Callable[..., Version | Erasure]] = {
+        commands: dict[str, Callable[..., Version | Erasure]] = {
             DELETE: self._deleted,
             "rollback": self._rolled_back,
             "erase": self._erased,
@@ -439,7 +439,7 @@ class Editor:
 
         def run() -> dict[str, Any] | None:
             if name != PREVIEW and not (name == DELETE and self._shares(arguments["edit_ids"])):
-                return known[name](**arguments).to_dict()
+                return commands[name](**arguments).to_dict()
             with self._news:
                 if self._prepared is None:
                     raise StoreError(PREPARING)

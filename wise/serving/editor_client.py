@@ -147,8 +147,8 @@ class EditorClient:
             with self._lock:
                 self.state, self.since, self._cpu = ENDED, time.monotonic(), None
                 self.stage, self.training, self.done, self.cpu_share = "", (), 0, None
-                lost, self._pending = self._pending, {}
-            for answer in lost.values():
+                pending, self._pending = self._pending, {}
+            for answer in pending.values():
                 with suppress(InvalidStateError):
                     answer.set_exception(StoreError(ENDED_MEANWHILE))
             if self._closing.is_set():
@@ -161,9 +161,9 @@ class EditorClient:
 
     def _serve(self) -> None:
         """Starts an editor and hears what it says, until it ends."""
-        own, others = multiprocessing.Pipe()
+        connection, others = multiprocessing.Pipe()
         outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        with own:
+        with connection:
             with self._lock, ExitStack() as unused:
                 unused.callback(others.close)
                 if self._closing.is_set():
@@ -175,11 +175,12 @@ class EditorClient:
                 self._outbox = outbox
                 if isinstance(worker, threading.Thread):  # a process has its own; with this one its end went unnoticed
                     unused.pop_all()
-            sender = threading.Thread(target=_send_all, args=(own, outbox), name="wise-editor-sender", daemon=True)
+            arguments = (connection, outbox)
+            sender = threading.Thread(target=_send_all, args=arguments, name="wise-editor-sender", daemon=True)
             sender.start()
             with suppress(EOFError, OSError):
                 while True:
-                    self._receive(json.loads(own.recv_bytes()))
+                    self._receive(json.loads(connection.recv_bytes()))
             with self._lock:
                 self._outbox = None
             outbox.put(None)

@@ -52,13 +52,15 @@ class EditEndpoints:
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Raises ConfigError if no store or no token is named, or StoreError if there is no such store."""
         place = store_place()
-        own = settings.load(None, {"model": engine_client.vllm_config.model_config.model, "name": _name(args)})
-        log_as_json(own.log_level, own.audit)
+        model = engine_client.vllm_config.model_config.model
+        service_settings = settings.load(None, {"model": model, "name": _name(args)})
+        log_as_json(service_settings.log_level, service_settings.audit)
         encoder = _encoder(engine_client)
-        service = StoreService(own, store=open_reader(place), tokens=_tokens(own, args), encoder=encoder)
+        tokens = _tokens(service_settings, args)
+        service = StoreService(service_settings, store=open_reader(place), tokens=tokens, encoder=encoder)
         service.follower = ServedStore(state)
         self._app.state.service = service
-        self._app.add_middleware(RequestMiddleware, metrics=Metrics(), settings=own)
+        self._app.add_middleware(RequestMiddleware, metrics=Metrics(), settings=service_settings)
 
 
 class ServedStore:
@@ -92,14 +94,14 @@ def _name(args: Namespace) -> str:
     return names[0] if names else args.model
 
 
-def _tokens(own: settings.Settings, args: Namespace) -> Tokens:
+def _tokens(service_settings: settings.Settings, args: Namespace) -> Tokens:
     keys = args.api_key or [key for key in [os.environ.get("VLLM_API_KEY")] if key]
-    if own.tokens and keys:
+    if service_settings.tokens and keys:
         raise ConfigError(
             "WISE_TOKENS is set and the server has an API key, which it wants in the place of a token; give one of both"
         )
-    if own.tokens:
-        return Tokens.read(own.tokens)
+    if service_settings.tokens:
+        return Tokens.read(service_settings.tokens)
     if not keys:
         raise ConfigError(
             "who may edit? Give the server --api-key, whose holder may, or set WISE_TOKENS to a file of `wise token`"

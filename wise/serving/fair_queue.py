@@ -42,8 +42,8 @@ class FairQueue:
             self._hand_on()
 
     async def _wait(self, holder: str) -> None:
-        own = self._waiting.get(holder, ())
-        if len(self) >= self._limit or len(own) >= math.ceil(self._limit / 2):
+        waiting = self._waiting.get(holder, ())
+        if len(self) >= self._limit or len(waiting) >= math.ceil(self._limit / 2):
             raise self._busy("too many wait already")
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(holder, deque()).append(turn)

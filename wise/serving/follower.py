@@ -198,8 +198,8 @@ class Follower:
             came_back = ticket.retired_in is not None and ticket.retired_in < (event.version or 0)  # by a rollback
             if not ticket.problem and not came_back:
                 self._metrics.edits.labels(event.kind).inc()
-                taken = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
-                self._metrics.edit_seconds.observe(taken.total_seconds())
+                waited = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
+                self._metrics.edit_seconds.observe(waited.total_seconds())
 
 
 class Listener:

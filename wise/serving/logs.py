@@ -116,9 +116,9 @@ class TextAsRecords(io.TextIOBase):
         self._thread.writing = True
         try:
             for line in lines:
-                shown = line.rstrip("\r").rpartition("\r")[2].strip()
-                if shown:
-                    logging.getLogger("stderr").warning("%s", shown)
+                line_text = line.rstrip("\r").rpartition("\r")[2].strip()
+                if line_text:
+                    logging.getLogger("stderr").warning("%s", line_text)
         finally:
             self._thread.writing = False
         return len(text)

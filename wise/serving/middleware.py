@@ -151,13 +151,13 @@ class RequestMiddleware:
         request_id = header_id if REQUEST_ID.fullmatch(header_id) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.settings, self.budget)
-        start, status, answered, ended = time.perf_counter(), 500, False, False
+        start, status, has_begun, has_ended = time.perf_counter(), 500, False, False
         method = scope["method"] if scope["method"] in METHODS else OTHER
 
         async def send_on(message: Message) -> None:
-            nonlocal status, answered, ended
+            nonlocal status, has_begun, has_ended
             if message["type"] == "http.response.start":
-                status, answered = message["status"], True
+                status, has_begun = message["status"], True
                 given_names = {name.lower() for name, _ in message["headers"]}
                 more = [pair for pair in ANSWER_HEADERS if pair[0] not in given_names]
                 message["headers"] = [*message["headers"], *more, (b"x-request-id", request_id.encode())]
@@ -165,7 +165,7 @@ class RequestMiddleware:
                 await send({**message, "more_body": True})
                 await body.drain()
                 message = {"type": "http.response.body"}
-            ended = message["type"] == "http.response.body" and not message.get("more_body", False)
+            has_ended = message["type"] == "http.response.body" and not message.get("more_body", False)
             await send(message)
 
         name = f"{method} {scope['path'][:LONGEST_PATH]}"
@@ -182,10 +182,10 @@ class RequestMiddleware:
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
-                status = status if ended else CLIENT_LEFT  # within a stream, which is then given up
+                status = status if has_ended else CLIENT_LEFT  # within a stream, which is then given up
             except Exception as error:  # here, where the log and the answer name the request
                 answer = error_response(error)
-                if answered:
+                if has_begun:
                     raise
                 await answer(scope, body.receive, send_on)
             finally:

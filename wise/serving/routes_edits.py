@@ -195,12 +195,12 @@ async def delete(
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
     done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
     audit("delete", by=holder.name, edit=edit_id, version=done["number"])
-    made = await when_served(service, schemas.VersionView(**done))
+    version = await when_served(service, schemas.VersionView(**done))
     if holder.namespaces is None:
-        return made
+        return version
     live = sum(len(handle.state.edits) for handle in service.visible().values())
-    own = {"edits": live, "author": holder.name, "reason": reason}  # the version may be the last one of others
-    return made.model_copy(update=own)
+    arguments = {"edits": live, "author": holder.name, "reason": reason}  # the version may be the last one of others
+    return version.model_copy(update=arguments)
 
 
 @router.post("/edits/{edit_id}/erase")
@@ -233,12 +233,12 @@ async def when_served(service: StoreService, version: schemas.VersionView) -> sc
 
 def _check_namespace(service: StoreService, namespace: str) -> None:
     """Raises HTTPError 409 for a further namespace when as many hold edits, or will, as may."""
-    known, limit = set(service.follower.current.handles), service.settings.namespaces
-    if namespace in known or namespace == DEFAULT_NAMESPACE:
+    namespaces, limit = set(service.follower.current.handles), service.settings.namespaces
+    if namespace in namespaces or namespace == DEFAULT_NAMESPACE:
         return
-    known |= service.store.journal.namespaces((QUEUED, TRAINING))
-    if namespace not in known and len(known) >= limit:
-        raise conflict(f"{len(known)} namespaces hold edits, and namespaces={limit}; use one of them")
+    namespaces |= service.store.journal.namespaces((QUEUED, TRAINING))
+    if namespace not in namespaces and len(namespaces) >= limit:
+        raise conflict(f"{len(namespaces)} namespaces hold edits, and namespaces={limit}; use one of them")
 
 
 def _checked_request(

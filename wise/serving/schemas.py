@@ -220,7 +220,7 @@ class EditView(BaseModel):
         """unsaid: of the engine."""
         edit, outcome = ticket.edit, sendable(ticket.verified)
         superseded = ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED
-        own: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "ticket": ticket.number,
             "messages": [message._asdict() for message in edit.messages],
             "status": SUPERSEDED if superseded else ticket.status,
@@ -228,7 +228,7 @@ class EditView(BaseModel):
             "unsaid": unsaid.get(edit.id) if ticket.status == LIVE else None,
             "problem": ticket.problem or None,
         }
-        return cls(**vars(edit) | vars(ticket) | own)
+        return cls(**vars(edit) | vars(ticket) | fields)
 
 
 class EditList(BaseModel):
@@ -269,8 +269,8 @@ class EventView(BaseModel):
 
     @classmethod
     def of(cls, event: Event, edit: str | None) -> EventView:
-        own: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
-        return cls(**vars(event) | own)
+        fields: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
+        return cls(**vars(event) | fields)
 
 
 class EditHistory(EditView):

@@ -164,8 +164,8 @@ class Settings(BaseSettings):
         """
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         relations = None if self.relations is None else str(self.relations.resolve())
-        own: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
-        values = {name: value for name, value in own.items() if value is not None}
+        own_values: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
+        values = {name: value for name, value in own_values.items() if value is not None}
         for name in ("encoder", "relations"):
             if name in values and config.mode != "hybrid":
                 raise ConfigError(

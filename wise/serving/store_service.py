@@ -69,8 +69,8 @@ class StoreService:
             except EditError as error:
                 raise bad_request(f"model: {error}", "model") from error
         if name != self.name or (at and not name_part.strip()) or not sees(namespace):
-            known = did_you_mean(model or self.name, self.visible())
-            raise not_found(f"model: {model or self.name!r:.80} is not served; {known}", "model_not_found")
+            hint = did_you_mean(model or self.name, self.visible())
+            raise not_found(f"model: {model or self.name!r:.80} is not served; {hint}", "model_not_found")
         return namespace
 
     def visible(self) -> dict[str, MemoryHandle]:

@@ -67,7 +67,7 @@ class RequestMemory:
             edit = state.by_id[state.slots[slot].edit_ids[0]]
             return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
 
-        edits = [[shown(slot, tokens) for slot, tokens in own.items()] for own in self.answers]
+        edits = [[shown(slot, tokens) for slot, tokens in answer.items()] for answer in self.answers]
         return {"version": self.version, "namespace": self.namespace, "edits": edits}
 
 
@@ -146,10 +146,10 @@ class EditedClient:
             first, reported = len(request.answers), BEAM not in request_id
             request.answers += [{} for _ in range(sampling_params.n)] if reported else []
             carried = await asyncio.to_thread(self._carried, request, prompt, sampling_params)
-            params, own = sampling_params.clone(), prompt.get("cache_salt")
+            params, own_salt = sampling_params.clone(), prompt.get("cache_salt")
             others = {name: value for name, value in (params.extra_args or {}).items() if name != "wise"}
             params.extra_args = {**others, **(carried.extra_args or {})} or None
-            salt = f"{carried.cache_salt or ''}/{own}" if own else carried.cache_salt
+            salt = f"{carried.cache_salt or ''}/{own_salt}" if own_salt else carried.cache_salt
             salted = prompt if salt is None else {**prompt, "cache_salt": salt}
             followed: dict[int, FollowedAnswer] = {}
             async with aclosing(self._generate(salted, params, request_id, **options)) as outputs:
@@ -177,9 +177,9 @@ class EditedClient:
             version, memories = self.served
             memory = memories.get((version, request.namespace))
             if memory is None and request.namespace != DEFAULT_NAMESPACE:
-                known = ", ".join(sorted(name for _, name in memories)) or "none"
+                names = ", ".join(sorted(name for _, name in memories)) or "none"
                 what = f"no edit is live in the namespace {request.namespace!r:.80}"
-                raise VLLMNotFoundError(f"{what}; there are: {known}")
+                raise VLLMNotFoundError(f"{what}; there are: {names}")
             request.version, request.memory = version, memory
             if request.pins is not None:
                 request.pins.enter_context(self._versions.holding(version))
@@ -207,15 +207,15 @@ def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
 
     Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
     """
-    own = options_of(config)
-    if own is None or config.parallel_config.worker_extension_cls != EXTENSION:
+    options = options_of(config)
+    if options is None or config.parallel_config.worker_extension_cls != EXTENSION:
         layer = "PATH, the `target_module` that `wise info` shows" if base is None else base.path
         raise ConfigError(
             f"vLLM was started without edits: give it --worker-extension-cls {EXTENSION} "
             f"--additional-config.wise.layer {layer}"
         )
     check_base(config, base)
-    return dict(own)
+    return dict(options)
 
 
 def check_base(config: Any, base: Fingerprint | None) -> None:

@@ -20,11 +20,11 @@ def end_with(other: Process) -> None:
     host, pid = other
     if host != socket.gethostname() or pid == os.getpid() or not hasattr(os, "pidfd_open"):
         return
-    ended = select.poll()
-    ended.register(os.pidfd_open(pid), select.POLLIN)
+    poll = select.poll()
+    poll.register(os.pidfd_open(pid), select.POLLIN)
 
     def wait() -> None:
-        ended.poll()
+        poll.poll()
         os._exit(1)
 
     threading.Thread(target=wait, name="wise-front-end", daemon=True).start()

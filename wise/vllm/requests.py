@@ -75,8 +75,8 @@ def carried_edits(
     plan = course.plan(ids, stops)
     if plan.idle:
         return CarriedEdits(course=course, steps=steps, extra_args=None, cache_salt=None)
-    own = hashlib.sha256(namespace.encode()).hexdigest()[:32]
-    by_version = f"wise:{version}:{plan.chat_start < plan.length:d}:{own}"
+    digest = hashlib.sha256(namespace.encode()).hexdigest()[:32]
+    by_version = f"wise:{version}:{plan.chat_start < plan.length:d}:{digest}"
     salt = by_version if plan.open_ended else f"wise:{plan.digest(state)}"
     carried = {"version": version, "namespace": namespace, "plan": plan.to_json()}
     return CarriedEdits(course=course, steps=steps, extra_args={"wise": carried}, cache_salt=salt)
@@ -106,13 +106,14 @@ def engine_options(
     """
     check_mode(config)
     further = {"chat_template": chat_template, "encoder": config.encoder, "relations": config.relations}
-    own = {"layer": layer, "record": record} | {name: value for name, value in further.items() if value is not None}
+    named = {name: value for name, value in further.items() if value is not None}
+    wise_options = {"layer": layer, "record": record} | named
     options = dict(user_options or {})
-    taken = options.get("worker_extension_cls")
-    if taken not in (None, EXTENSION):
-        raise ConfigError(f"worker_extension_cls={taken!r}: the side memory needs that place; leave it out")
+    extension = options.get("worker_extension_cls")
+    if extension not in (None, EXTENSION):
+        raise ConfigError(f"worker_extension_cls={extension!r}: the side memory needs that place; leave it out")
     others = options.get("additional_config") or {}
-    return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": own}}
+    return options | {"worker_extension_cls": EXTENSION, "additional_config": {**others, "wise": wise_options}}
 
 
 async def attach(engine: Any, store: str | None = None) -> list[dict[str, Any]]:

@@ -46,8 +46,8 @@ def observe(runner: Any, observer: Followed) -> str:
         ("V1", "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _layout_v1),
         ("V2", "prepare_inputs", ("scheduler_output",), _layout_v2),
     ):
-        own = getattr(runner, method, None)
-        if own is not None and tuple(signature(own).parameters)[: len(arguments)] == arguments:
+        observed = getattr(runner, method, None)
+        if observed is not None and tuple(signature(observed).parameters)[: len(arguments)] == arguments:
             _wrap(runner, method, layout, observer)
             return name
     raise ConfigError(

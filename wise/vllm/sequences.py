@@ -116,8 +116,8 @@ class Followed:
             return
         key = int(carried["version"]), str(carried["namespace"])
         if key not in self.memories:
-            known = sorted({version for version, _ in self.memories})
-            raise RuntimeError(f"a request carries version {key[0]} of {key[1]!r}; versions {known} are loaded")
+            versions = sorted({version for version, _ in self.memories})
+            raise RuntimeError(f"a request carries version {key[0]} of {key[1]!r}; versions {versions} are loaded")
         plan = Plan.from_json(carried["plan"])
         if plan.length != len(prompt):
             raise RuntimeError(f"a request carries a plan of {plan.length} tokens and has {len(prompt)}")
@@ -160,11 +160,11 @@ class Followed:
     ) -> None:
         if self.recorded is None:
             return
-        own = self.recorded.pop(request, {})
-        for place in [place for place in own if place >= first]:
-            del own[place]  # of a draft that was refused
-        own |= {place: sequence.memory.state.slots[slot].edit_ids[0] for place, slot, _ in added}
-        self.recorded[request] = own
+        positions = self.recorded.pop(request, {})
+        for place in [place for place in positions if place >= first]:
+            del positions[place]  # of a draft that was refused
+        positions |= {place: sequence.memory.state.slots[slot].edit_ids[0] for place, slot, _ in added}
+        self.recorded[request] = positions
         while len(self.recorded) > RECORDED:
             del self.recorded[next(iter(self.recorded))]
 

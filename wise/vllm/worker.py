@@ -62,22 +62,22 @@ class Memories:
             config, state = snapshot.config or WiseConfig(), snapshot.state
         check_mode(config)
         before, self._read = self._read, {}
-        for name, own in split(state).items():
+        for name, part in split(state).items():
             old = before.get(name)
-            self._read[name] = old if old is not None and old.state.same(own) else self._served(own, config)
+            self._read[name] = old if old is not None and old.state.same(part) else self._served(part, config)
         return {(version, name): memory for name, memory in self._read.items()}
 
     def _served(self, state: MemoryState, config: WiseConfig) -> ServedMemory:
         if self._inputs is None:
             tokenizer = AutoTokenizer.from_pretrained(self._tokenizer_path)
             tokenizer.chat_template = self._options.get("chat_template", tokenizer.chat_template)
-            own = self._options
+            options = self._options
             self._inputs = RouterInputs(
                 sequences=None,
                 tokenizer=tokenizer,
                 template=ChatTemplate.learn(tokenizer),
                 reader=load_encoder(
-                    own.get("encoder", config.encoder), relations=own.get("relations", config.relations)
+                    options.get("encoder", config.encoder), relations=options.get("relations", config.relations)
                 ),
             )
         reader = self._inputs.reader
@@ -146,4 +146,4 @@ class WiseWorker:
     def wise_recorded(self) -> dict[str, list[tuple[int, str]]]:
         """Since the last call: by request, the positions and edits that were added. Needs the option `record`."""
         recorded, self._wise.recorded = self._wise.recorded or {}, {}
-        return {request: sorted(own.items()) for request, own in recorded.items()}
+        return {request: sorted(positions.items()) for request, positions in recorded.items()}

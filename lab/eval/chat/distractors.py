@@ -27,11 +27,11 @@ def with_distractors(
     """`state`, of mode `hybrid` and not empty, with a distractor for each of `edits` whose id and prompt are new."""
     wordings = Wordings(encoder, inputs.reader, builtin_questions())
     answers = [slot for slot in state.slots if isinstance(slot, AnswerSlot)]
-    taken = {name for edit in state.edits for name in (edit.id, edit.prompt)}
+    names = {name for edit in state.edits for name in (edit.id, edit.prompt)}
     added, slots, keys = list[Edit](), list[Slot](state.slots), dict(state.keys)
     for number, edit in enumerate(edits):
-        if not {edit.id, edit.prompt} & taken:
-            taken |= {edit.id, edit.prompt}
+        if not {edit.id, edit.prompt} & names:
+            names |= {edit.id, edit.prompt}
             vectors = wordings.keys(edit).half()
             answer = answers[len(added) % len(answers)]
             threshold = wordings.threshold(edit, vectors.float())

@@ -39,19 +39,19 @@ def choose(draft: Draft, *, cap: int, accept: Callable[[str], bool]) -> list[tup
     from each record before a second from any; where not all can have one, those that have lie evenly over all of them,
     so that old and new edits have their share."""
     streams: dict[int, Iterator[str]] = {place: iter(texts) for place, (_, texts) in enumerate(draft.sources)}
-    taken: dict[str, tuple[int, int]] = {}
+    best: dict[str, tuple[int, int]] = {}
     depth = 0
-    while streams and len(taken) < cap:
+    while streams and len(best) < cap:
         for place in evenly(list(streams)):
-            text = next((text for text in streams[place] if text not in taken and accept(text)), None)
+            text = next((text for text in streams[place] if text not in best and accept(text)), None)
             if text is None:
                 del streams[place]
                 continue
-            taken[text] = (place, depth)
-            if len(taken) == cap:
+            best[text] = (place, depth)
+            if len(best) == cap:
                 break
         depth += 1
-    return [(text, place) for text, (place, _) in sorted(taken.items(), key=lambda item: item[1])]
+    return [(text, place) for text, (place, _) in sorted(best.items(), key=lambda item: item[1])]
 
 
 def evenly(places: Sequence[int]) -> list[int]:

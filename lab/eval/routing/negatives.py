@@ -44,20 +44,20 @@ MENTIONS = (
 
 
 def _passages(material: Material) -> Iterator[list[str]]:
-    left = material.max_tokens
+    remaining = material.max_tokens
     for text in material.texts:
-        kept = []
+        passages = []
         for piece in _pieces(material, text):
             length = material.length(piece)
-            if length > left:
-                piece, length = _beginning(material, piece, left), left
-            kept += [piece] if piece else []
-            left -= length
-            if left <= 0:
+            if length > remaining:
+                piece, length = _beginning(material, piece, remaining), remaining
+            passages += [piece] if piece else []
+            remaining -= length
+            if remaining <= 0:
                 break
-        if kept:
-            yield kept
-        if left <= 0:
+        if passages:
+            yield passages
+        if remaining <= 0:
             return
 
 
@@ -93,13 +93,13 @@ def _documents(material: Material, room: int) -> list[Source]:
     lengths = [material.length(sentence) for sentence in fillers]
     named = [place for place, record in enumerate(material.records) if record.edit.subject is not None]
     results: dict[int, str] = {}
-    left = material.max_tokens
+    remaining = material.max_tokens
     for place in (named[i] for i in evenly(range(len(named)))):
         text = _document(material, material.records[place], fillers, lengths, room)
         if text is None:
             continue
-        left -= material.length(text)
-        if left < 0:
+        remaining -= material.length(text)
+        if remaining < 0:
             break
         results[place] = text
     return [(material.records[place].edit.id, [text]) for place, text in sorted(results.items())]

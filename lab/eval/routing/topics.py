@@ -55,12 +55,12 @@ class Phrases:
                 self._by_opening[phrase[:_OPENING]].append(phrase)
 
     def within(self, text: str) -> list[Words]:
-        spoken = words(text)
+        text_words = words(text)
         results: dict[Words, None] = {}
-        for start in range(len(spoken)):
+        for start in range(len(text_words)):
             for length in range(1, _OPENING + 1):
-                for phrase in self._by_opening.get(spoken[start : start + length], ()):
-                    if spoken[start : start + len(phrase)] == phrase:
+                for phrase in self._by_opening.get(text_words[start : start + length], ()):
+                    if text_words[start : start + len(phrase)] == phrase:
                         results[phrase] = None
         return list(results)
 

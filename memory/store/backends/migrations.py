@@ -80,8 +80,8 @@ def opening(backend: Backend) -> Iterator[None]:
 def _migrate(backend: Backend) -> None:
     with backend.transaction() as execute:
         execute(_STEPS_TAKEN)
-    taken = _schema_of(backend)
-    for number, step in enumerate(MIGRATIONS[taken:], start=taken + 1):
+    schema = _schema_of(backend)
+    for number, step in enumerate(MIGRATIONS[schema:], start=schema + 1):
         with backend.transaction() as execute:
             for statement in step.statements:
                 execute(statement)
@@ -91,13 +91,13 @@ def _migrate(backend: Backend) -> None:
 def _schema_of(backend: Backend) -> int:
     """The number of the last step taken, 0 where none was."""
     with backend.reading() as execute:
-        taken = execute("SELECT number, name FROM migrations ORDER BY number")
+        rows = execute("SELECT number, name FROM migrations ORDER BY number")
     ours = [(i, step.name) for i, step in enumerate(MIGRATIONS, start=1)]
-    if len(taken) > len(ours) and taken[: len(ours)] == ours:
+    if len(rows) > len(ours) and rows[: len(ours)] == ours:
         raise StoreError(
-            f"{backend.place} has schema {len(taken)}, and this release reads up to {len(ours)}; install a newer "
+            f"{backend.place} has schema {len(rows)}, and this release reads up to {len(ours)}; install a newer "
             "wise-runtime"
         )
-    if taken != ours[: len(taken)]:
-        raise StoreError(f"{backend.place} has a journal of another program: {taken[:4]}; give a store of ours")
-    return len(taken)
+    if rows != ours[: len(rows)]:
+        raise StoreError(f"{backend.place} has a journal of another program: {rows[:4]}; give a store of ours")
+    return len(rows)

@@ -204,7 +204,7 @@ def test_a_request_keeps_its_version_until_it_ends(llm: FakeLLM, store: FakeStor
         client = followed(llm, store)
         await client.start()
         with ExitStack() as held:
-            asked, idle = RequestMemory(held=held), RequestMemory(held=held)
+            asked, idle = RequestMemory(pins=held), RequestMemory(pins=held)
             await generated(client, asked)
             await serve(client, store, 2, 3)
             assert await generated(client, asked) == [70, 71, EOS]

@@ -97,21 +97,21 @@ class Batch:
         width = max(self.mask.shape[1], other.mask.shape[1])
         self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
         new = other.cache.layers or [None] * len(self.cache.layers)
-        for own, layer in zip(self.cache.layers, new, strict=True):
+        for cache_layer, layer in zip(self.cache.layers, new, strict=True):
             for name in ("keys", "values"):
-                states = getattr(own, name)
+                states = getattr(cache_layer, name)
                 more = states.new_zeros(len(other), *states.shape[1:]) if layer is None else getattr(layer, name)
-                setattr(own, name, torch.cat([_pad_left(states, width), _pad_left(more, width)]))
+                setattr(cache_layer, name, torch.cat([_pad_left(states, width), _pad_left(more, width)]))
         self.members = [*self.members, *other.members]
 
     def take(self, rows: Sequence[int]) -> Batch:
         """These rows as a batch of their own; they leave this one."""
-        taken = copy(self)
-        taken.cache = copy(self.cache)
-        taken.cache.layers = [copy(layer) for layer in self.cache.layers]
-        taken.keep(rows)
+        part = copy(self)
+        part.cache = copy(self.cache)
+        part.cache.layers = [copy(layer) for layer in self.cache.layers]
+        part.keep(rows)
         self.keep([row for row in range(len(self)) if row not in rows])
-        return taken
+        return part
 
     def keep(self, rows: Sequence[int]) -> None:
         """Removes all other rows, and the columns that only they used."""
@@ -120,14 +120,14 @@ class Batch:
         if not rows:
             self.members, self.mask, self.cache = [], self.mask[:0, :0], DynamicCache()
             return
-        kept = torch.tensor(rows, device=self.mask.device)
-        mask = self.mask[kept]
+        kept_rows = torch.tensor(rows, device=self.mask.device)
+        mask = self.mask[kept_rows]
         unused = int((mask.cumsum(-1) == 0).sum(-1).min())
         self.members = [self.members[row] for row in rows]
         self.mask = mask[:, unused:].clone()
         for layer in self.cache.layers:
-            layer.keys = layer.keys[kept, :, unused:].clone()
-            layer.values = layer.values[kept, :, unused:].clone()
+            layer.keys = layer.keys[kept_rows, :, unused:].clone()
+            layer.values = layer.values[kept_rows, :, unused:].clone()
 
 
 def _pad_left(states: Tensor, width: int) -> Tensor:
@@ -158,8 +158,9 @@ class Prefill:
     def step(self, *, every: bool = False) -> Tensor:
         """Reads the next columns -> logits `[rows, n, vocabulary]`: of all n that were read, or else of the last."""
         rows = [*zip(self._prompts, self.done, strict=True)]
-        left = [len(prompt) - done for prompt, done in rows]
-        width = min(max(1, self._tokens // len(left)), max(left), *(len(ids) - done for ids, done in rows if done))
+        lengths = [len(prompt) - done for prompt, done in rows]
+        begun = (len(ids) - done for ids, done in rows if done)
+        width = min(max(1, self._tokens // len(lengths)), max(lengths), *begun)
         new = [ids[done : done + (width if done else (len(ids) - 1) % width + 1)] for ids, done in rows]
         ids, mask = left_pad(new, device=self.batch.runner.device)
         logits = self.batch.feed(ids, mask, width if every else 1)
@@ -173,8 +174,8 @@ class Prefill:
 
     def take(self, rows: Sequence[int]) -> Batch:
         """These rows as a batch; they leave."""
-        left = [row for row in range(len(self.done)) if row not in rows]
-        self._prompts, self.done = [self._prompts[row] for row in left], [self.done[row] for row in left]
+        remaining = [row for row in range(len(self.done)) if row not in rows]
+        self._prompts, self.done = [self._prompts[row] for row in remaining], [self.done[row] for row in remaining]
         return self.batch.take(rows)
 
 
@@ -306,8 +307,8 @@ class LocalEngine:
             if any(one.is_over for one in self._accepted):
                 self._accepted = [one for one in self._accepted if not one.is_over]
                 self._queue = deque(one for one in self._queue if not one.is_over)
-        if ended := [i for i, one in enumerate(self._prefill.batch.members) if one.is_over]:
-            self._prefill.take(ended)
+        if over := [i for i, one in enumerate(self._prefill.batch.members) if one.is_over]:
+            self._prefill.take(over)
         self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.is_over])
 
     def _admit(self) -> None:
@@ -333,9 +334,9 @@ class LocalEngine:
         self._metrics.prompt_tokens.inc(sum(counts))
         width = max(counts)
         self._note_routes(members, [done - width for done in prefill.done], width)
-        for one, first, own, count in zip(members, before, logits, counts, strict=True):
+        for one, first, row_logits, count in zip(members, before, logits, counts, strict=True):
             with self._failing([one]):
-                one.read(first, own[-count:])
+                one.read(first, row_logits[-count:])
         if complete := prefill.complete:
             last = logits[complete, -1]
             batch = prefill.take(complete)
@@ -352,10 +353,10 @@ class LocalEngine:
     def _advance(self, batch: Batch, logits: Tensor) -> None:
         """Takes the next token of every sequence; those that have ended leave. logits: `[rows, vocabulary]`."""
         likeliest = logits.argmax(-1).tolist()  # for all at once: on an accelerator each copy waits
-        for one, own, token in zip(batch.members, logits, likeliest, strict=True):
+        for one, row_logits, token in zip(batch.members, logits, likeliest, strict=True):
             if not one.is_over:
                 with self._failing([one]):
-                    self._observe(one, one.advance(own, token))
+                    self._observe(one, one.advance(row_logits, token))
         batch.keep([i for i, one in enumerate(batch.members) if not one.is_over])
 
     def _observe(self, one: GeneratedSequence, delta: Delta) -> None:
@@ -387,12 +388,12 @@ class LocalEngine:
     def _note_routes(self, members: Sequence[GeneratedSequence], firsts: Sequence[int], count: int) -> None:
         """Notes the routes of the `count` tokens just read; firsts: the position of each row's first, pads below 0."""
         for record in self._memory.records:
-            own = [members[row] for row in record.rows]
-            opened = record.route.open.view(len(own), count)
-            if not any(one.request.trace for one in own) and not bool(opened.any()):
+            routed = [members[row] for row in record.rows]
+            opened = record.route.open.view(len(routed), count)
+            if not any(one.request.trace for one in routed) and not bool(opened.any()):
                 continue
-            routes = _routed_tokens(record, own, [firsts[row] for row in record.rows])
-            for one, route in zip(own, routes, strict=True):
+            routes = _routed_tokens(record, routed, [firsts[row] for row in record.rows])
+            for one, route in zip(routed, routes, strict=True):
                 one.note(route)
                 self._metrics.routed.inc(sum(token.open and token.position >= 0 for token in route))
 
@@ -402,9 +403,9 @@ class LocalEngine:
         for job, delta in self._out:
             by_loop.setdefault(job.loop, []).append((job, delta))
         self._out = []
-        for loop, own in by_loop.items():
+        for loop, deltas in by_loop.items():
             with suppress(RuntimeError):  # the loop is closed: nobody waits there
-                loop.call_soon_threadsafe(_put_deltas, own)
+                loop.call_soon_threadsafe(_put_deltas, deltas)
 
 
 def _put_deltas(deltas: Sequence[tuple[Job, Delta | Exception]]) -> None:

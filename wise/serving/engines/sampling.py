@@ -63,9 +63,10 @@ class Sampler:
         if request.logit_bias:
             logits[[*request.logit_bias]] += torch.tensor([*request.logit_bias.values()])
         if request.repetition_penalty != 1:
-            seen = sorted({*request.prompt, *self._counts})
-            own = logits[seen]
-            logits[seen] = torch.where(own > 0, own / request.repetition_penalty, own * request.repetition_penalty)
+            tokens = sorted({*request.prompt, *self._counts})
+            token_logits = logits[tokens]
+            penalty = request.repetition_penalty
+            logits[tokens] = torch.where(token_logits > 0, token_logits / penalty, token_logits * penalty)
         if self._counts:
             counts = torch.tensor([*self._counts.values()])
             logits[[*self._counts]] -= request.frequency_penalty * counts + request.presence_penalty
@@ -87,8 +88,8 @@ class Sampler:
             if ordered.sum() < request.top_p:
                 ordered, tokens = chances.sort(descending=True, stable=True)
             before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-            kept = torch.cat([tokens[:1], tokens[1:][before[1:] < request.top_p]])
-            chances = torch.zeros_like(chances).index_copy_(0, kept, chances[kept])
+            nucleus = torch.cat([tokens[:1], tokens[1:][before[1:] < request.top_p]])
+            chances = torch.zeros_like(chances).index_copy_(0, nucleus, chances[nucleus])
         ends = chances.cumsum(-1, dtype=torch.float64)
         at = torch.rand(1, generator=self._generator, dtype=torch.float64) * ends[-1]
         return min(int(torch.searchsorted(ends, at, right=True)), int(chances.nonzero()[-1]))

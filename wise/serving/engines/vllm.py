@@ -302,8 +302,8 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         schema = request.json_schema
-        known = SamplingParams.__struct_fields__
-        chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in known}
+        field_names = SamplingParams.__struct_fields__
+        chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in field_names}
         chosen["logit_bias"] = request.logit_bias or None  # vLLM takes an empty one for a wish
         return SamplingParams(
             **chosen,
@@ -383,8 +383,8 @@ def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int
 def _logprobs(tokens: Sequence[int], per_token: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
     """given: of each token, vLLM's numbers of the token and of the likeliest."""
     logprobs = []
-    for token, own in zip(tokens, per_token, strict=True):
-        ranked = sorted(((i, one.logprob) for i, one in own.items()), key=lambda pair: (-pair[1], pair[0]))
+    for token, of_token in zip(tokens, per_token, strict=True):
+        ranked = sorted(((i, one.logprob) for i, one in of_token.items()), key=lambda pair: (-pair[1], pair[0]))
         likeliest = tuple(pair for pair in ranked if math.isfinite(pair[1]))[:top]
-        logprobs.append(Logprobs(token=token, logprob=own[token].logprob, top=likeliest))
+        logprobs.append(Logprobs(token=token, logprob=of_token[token].logprob, top=likeliest))
     return tuple(logprobs)
