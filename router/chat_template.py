@@ -123,14 +123,14 @@ def _probes(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     plain = [i for i in range(len(tokenizer)) if i not in tokenizer.all_special_ids]
     texts = ["Alpha", "Is it so?", "Seven 7", *(str(tokenizer.decode([i])) for i in plain[len(plain) // 2 :][:64])]
     probes: list[list[int]] = []
-    probes_ = []
+    candidates = []
     for text in texts:
         ids = tokenizer(text, add_special_tokens=False)["input_ids"]
         is_usable = ids and tokenizer.unk_token_id not in ids and text.strip()
         if is_usable and all(ids[0] != other[0] and ids[-1] != other[-1] for other in probes):
             probes.append(ids)
-            probes_.append(text)
-    return probes_[:3]
+            candidates.append(text)
+    return candidates[:3]
 
 
 def _ends(ids: Ids, pattern: Sequence[int], start: int) -> list[int]:

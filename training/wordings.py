@@ -76,10 +76,10 @@ class Wordings:
             return []
         kind, relation = self._names[nearest]
         name = names_of(edit)[0]
-        wordings = self.questions[kind][relation]
+        entry = self.questions[kind][relation]
         order, few = random.Random(f"{name} {relation}"), list[str]()
         for asks, count in ((True, FROM_RELATION), (False, FROM_RELATION // 2)):
-            same_form = [wording for wording in wordings["wordings"] if is_question(wording) == asks]
+            same_form = [wording for wording in entry["wordings"] if is_question(wording) == asks]
             few += order.sample(same_form, min(count, len(same_form)))
         return [put(name, wording) for wording in few]
 

@@ -34,8 +34,8 @@ SENTENCE_FRAMES = (*["{}"] * 5, "I like long walks. {}", "It is said that {}", "
 
 def put(subject: str, wording: str) -> str:
     """The wording with the subject in it, large where it begins the sentence."""
-    capitalized = subject[0].upper() + subject[1:] if wording.startswith("{}") else subject
-    return wording.replace("{}", capitalized)
+    subject_text = subject[0].upper() + subject[1:] if wording.startswith("{}") else subject
+    return wording.replace("{}", subject_text)
 
 
 def stated(text: str, answer: str) -> str:
