@@ -22,7 +22,7 @@ def unfetched(file: Path) -> str | None:
     try:
         with file.open("rb") as stream:
             begins = stream.read(len(_POINTER))
-    except OSError:  # whoever reads it says why
+    except OSError:  # reading it will say why
         return None
     return "is a Git LFS pointer, not the file itself; fetch it with `git lfs pull`" if begins == _POINTER else None
 

@@ -59,7 +59,7 @@ def answers(model: WiseModel, questions: Sequence[str]) -> list[list[int]]:
 
 
 def running_text(model: WiseModel, texts: Sequence[str], limit: int) -> dict[str, Any]:
-    """At how many tokens of text an edit speaks; where, for whoever wants to look."""
+    """At how many tokens of text an edit speaks, and the first of these places."""
     memory = model.layer.memory
     if memory is None or not isinstance(memory.router, HybridRouter):
         raise SystemExit("the memory is not of mode hybrid, or empty")

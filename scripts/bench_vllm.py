@@ -5,7 +5,7 @@
 
 What is asked names no edited subject, as most of what a service is asked. Each engine runs in a process of its own, and
 only one of them works at a time: in each round all are asked the same, one after another, and its figure of a round is
-divided by that of vLLM alone in this round. The median of the rounds is told.
+divided by that of vLLM alone in this round. The median of the rounds is shown.
 
 The plug-in's figure holds all that edits cost: the decision about the prompt, the workers' share of each step, and the
 provenance of each token that was generated. Tokens are counted per second of the processor, all processes of an engine

@@ -78,7 +78,7 @@ def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryS
 
 
 def seal(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a sealed JSON file, and its digest with it, as whoever made it could."""
+    """Changes a sealed JSON file, and its digest with it, as its writer could."""
     data = json.loads(file.read_text())
     del data["sha256"]
     change(data)

@@ -28,9 +28,9 @@ CONFLICT_MARGIN = 0.1
 """How far above the threshold two questions about one subject must score. To drop an edit that contradicts nothing is
 worse than to keep two that contradict each other."""
 SWAPPED = 2
-"""Words in one place of which another question has others, at most, so that it asks for something else."""
+"""The most words that may be swapped, in one place, between two questions for different things."""
 UNCHANGED = 3
-"""Words that two such questions share, at least."""
+"""The fewest words that two such questions share."""
 
 
 def conflicts(state: MemoryState, written: Collection[str]) -> tuple[Conflict, ...]:

@@ -103,7 +103,7 @@ def checked_text(name: str, value: object) -> str:
 NAMESPACE_LENGTH = 100
 """Characters of a namespace: with a model's name it fits every route."""
 _BLANK_LETTERS = "\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0"
-"""What Unicode counts among letters, marks and symbols, and nobody sees."""
+"""Invisible characters that Unicode counts among letters, marks and symbols."""
 _SCRIPTS = ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "CHEROKEE", "COPTIC", "LISU")
 """Alphabets with letters that look like those of another one of them."""
 _LATIN_LIKE = frozenset("асеорхуіјѕһӏԁԛԝАВЕКМНОРСТХУІЈЅԌԚԜӀαονρυικχΑΒΕΖΗΙΚΜΝΟΡΤΥΧ")

@@ -76,7 +76,7 @@ def make_ready(
     model: WiseModel, snapshot: Snapshot, place: str, *, allow_precision: bool,
     stage: Callable[[str], None] = lambda name: None,
 ) -> None:
-    """Prepares `model`, which serves nobody, to edit a store's state. Raises StoreError as `check_fits` does.
+    """Prepares `model`, which serves no requests, to edit a store's state. Raises StoreError as `check_fits` does.
 
     stage: called with the name of each stage that takes long, as it begins.
     """

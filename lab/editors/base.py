@@ -178,7 +178,7 @@ class Baseline(ABC, Generic[S]):
 class WholePrompts:
     """Mixed into an editor that looks at whole prompts and not at single tokens. Whoever asks it says which they are.
 
-    What it is told holds for one forward or one `generate`.
+    What is set holds for one forward or one `generate`.
     """
 
     def with_context(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -8,7 +8,7 @@ that was right before (retain).
 
 Where this departs from the paper:
 
-* The paper gives the model the one right fact. Here there are many edits, and whoever asks does not say which one is
+* The paper gives the model the one right fact. Here there are many edits, and a question does not say which one is
   meant: the nearest edits by the embedding of their prompts are read, and none where none is near enough. Then the
   model reads the prompt alone, and answers as the base does.
 * In a chat the facts stand in the system message (`InContext.conversation`).
@@ -43,7 +43,7 @@ KINDS = ("copy", "update", "retain", "update", "retain", "update", "retain", "re
 """The paper's ratio of demonstrations, 1 : 3 : 4."""
 SYSTEM_MESSAGE = "You are a helpful assistant."
 CHAT_FACTS = "Answer by these facts where they apply:"
-"""What a chat model is told of the facts that follow in its system message."""
+"""The opening of the system message, before the facts."""
 
 
 @dataclass(frozen=True, kw_only=True)

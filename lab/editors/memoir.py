@@ -15,10 +15,10 @@ norm 1, with weight decay, on the bare prompt and on the prompt behind texts tha
 
 Where this departs from the paper and its code:
 
-* The released code measures one row at a time and is told where its prompt ends. Here each row of a batch has its own
-  mask, and a hook on the model finds the prompts: in a forward without cached tokens they are all the tokens that the
-  attention mask keeps, and forwards that go on with those tokens' cache go on with those masks. Who feeds in more than
-  a prompt says so with `reading`.
+* The released code measures one row at a time and gets the end of its prompt as an argument. Here each row of a batch
+  has its own mask, and a hook on the model finds the prompts: in a forward without cached tokens they are all the
+  tokens that the attention mask keeps, and forwards with those tokens' cache keep those masks. A caller that feeds in
+  more than a prompt says so with `reading`.
 * k is a share of the features: the paper's 4096 of 14336.
 * The mean over unrelated prompts is in a chat one over questions as turns, and else one over records that are not
   edited, or over the corpus; the released code ships a file for each base. Its prompts must have the form of those that

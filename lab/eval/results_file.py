@@ -135,7 +135,7 @@ def _check(prefix: str, content: Any, what: str, kinds: Mapping[str, str]) -> No
         value = content[name]
         right = isinstance(value, _KINDS[kind]) and not isinstance(value, bool)
         if right and kind == "number":
-            right = math.isfinite(value)  # 1e999 reads as infinite
+            right = math.isfinite(value)  # 1e999 is parsed as infinity
         if right and kind == "number from 0 to 1":
             right = 0 <= value <= 1
         if not right:

@@ -1,4 +1,4 @@
-"""Anchors: the head of a store's history, to be kept or published where whoever may write the store cannot change it.
+"""Anchors: the head of a store's history, to be kept or published where those who may write the store cannot change it.
 
 The events of a journal are a chain, so the number and the digest of one event stand for all before it. Whoever can
 write a store could write its whole history anew, and it would be whole. An anchor from before that does not fit it

@@ -68,7 +68,7 @@ def _copy(backend: SqliteBackend, new: Path, progress: Progress) -> None:
         backend.copy_rows(new / JOURNAL_FILE)
         with closing(sqlite3.connect(new / JOURNAL_FILE)) as connection:
             connection.execute("PRAGMA secure_delete=ON")  # not every build of SQLite overwrites by itself
-            connection.execute("DELETE FROM commands")  # whoever gave them waits at the other store
+            connection.execute("DELETE FROM commands")  # their senders wait at the other store
             connection.commit()
         (new / LOCK_FILE).touch(0o600)
         progress("rows", 1, 1)

@@ -48,7 +48,7 @@ class Findings:
 def check(
     backend: Backend, *, before: Checked = NOTHING, anchor: Anchor | None = None, progress: Progress = silent
 ) -> tuple[Findings, Checked]:
-    """See `Store.check`; the second is what was found whole, of which a later check need not understand all again.
+    """See `Store.check`; the second is what was found whole, which a later check need not decode again.
 
     Raises StoreError only where the database cannot be read at all.
     """

@@ -3,7 +3,7 @@
 It holds a digest of each page of rows as they lie in the journal, and the manifests whose versions were verified. A
 page whose digest is the same is not taken apart again, but every byte of it is read; so is every file of a version. So
 a check from here finds what was damaged since, as a complete one does. It trusts this file, as a complete one does not:
-whoever may write the store could write it too.
+a process that may write the store could write it too.
 """
 
 from __future__ import annotations

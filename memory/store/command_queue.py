@@ -2,7 +2,7 @@
 
 Each step (enqueue, claim, answer, take the answer) is one transaction, so one writer claims a command, once. Commands
 that a writer had claimed when it ended are answered by the next writer, which says just that. The queue is not part of
-the history: an answer is removed when it is taken, and a command that nobody claims is removed when its time is over.
+the history: an answer is removed when it is taken, and a command that is not claimed is removed when its time is over.
 Each row carries a digest of itself: a command that was damaged is never run.
 """
 

@@ -111,7 +111,7 @@ class Event:
     """Something that happened. Never removed, and changed by an erasure alone."""
 
     number: int
-    """Counted from 1 without gaps: whoever has seen event N asks for what came since N."""
+    """Counted from 1 without gaps: a reader that has seen event N asks for those since N."""
     at: str
     """UTC, by the clock. Not before the event before it, unless the clock was set back (`jumped`)."""
     kind: str

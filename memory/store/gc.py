@@ -1,4 +1,4 @@
-"""Garbage collection: versions that nobody needs any more, and the files that only they needed."""
+"""Garbage collection: old versions, and the files that only they needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def collect(backend: Backend, journal: Journal, keep: int) -> GcReport:
             with journal.writing() as (_, events):
                 events.collect(manifest_versions)
             reach("version-collected")
-            backend.remove([manifest])  # while nobody can hold it
+            backend.remove([manifest])  # while no reader can hold it
         gone += manifest_versions
     unneeded = sorted(set(sizes) - needed)  # the manifests that are gone already among them
     backend.remove(unneeded)

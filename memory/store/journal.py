@@ -342,7 +342,7 @@ def _ticket_rows(execute: Execute, numbers: Sequence[int]) -> list[tuple[Any, ..
 
 
 def _tickets(execute: Execute, statement: str, *values: Any) -> list[Ticket]:
-    """Those that can be read: another one holds up nobody, and the check names it."""
+    """Those that can be read. The others are skipped here; the check names them."""
     return [ticket for ticket in map(shown_ticket, execute(statement, *values)) if not ticket.problem]
 
 

@@ -79,7 +79,7 @@ class SharedLocks:
 
 @contextmanager
 def unlocked(file: Path) -> Iterator[bool]:
-    """Whether nobody holds `file`; where so, nobody can for the length of the block. One that is gone is free."""
+    """Whether no process holds `file`. If so, none can within the block. A missing file is free."""
     try:
         handle = os.open(file, os.O_RDONLY)
     except FileNotFoundError:

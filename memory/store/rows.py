@@ -59,7 +59,7 @@ def ticket_of(row: Sequence[Any]) -> Ticket:
 
 
 def shown_ticket(row: Sequence[Any]) -> Ticket:
-    """The same for whoever shows it: a row that cannot be read is a ticket that says why."""
+    """The same, to be shown: a row that cannot be read becomes a ticket that says why."""
     try:
         return ticket_of(row)
     except StoreError as error:
@@ -87,7 +87,7 @@ def event_of(row: Sequence[Any]) -> Event:
 
 
 def shown_event(row: Sequence[Any]) -> Event:
-    """The same for whoever shows it: a row that cannot be read is an event of kind `damaged` that says why."""
+    """The same, to be shown: a row that cannot be read becomes an event of kind `damaged` that says why."""
     try:
         return event_of(row)
     except StoreError as error:

@@ -277,7 +277,7 @@ class Store:
         """Collects all but the newest `keep` versions, and removes every file that no version left needs.
 
         Pinned versions stay. The journal keeps all that it says of the others. Raises StoreError, with nothing
-        removed, where a manifest that stays is damaged, since nobody knows then what it needs.
+        removed, where a manifest that stays is damaged, since what it needs is unknown then.
         """
         with self._changing():
             return collect(self.backend, self.journal, keep)

@@ -164,7 +164,7 @@ def write_figures(
 
 
 def file_facts(file: Path) -> dict[str, Any]:
-    """Which file it was, or which files of a folder, for whoever reads the figures."""
+    """Name and digest of a file, or of the files of a folder, to be kept with the figures."""
     from wise.formats.files import data_files
 
     digest = hashlib.sha256()

@@ -219,7 +219,7 @@ def anchor(
     key: Annotated[Path | None, Option(help="Sign it with this Ed25519 key (PEM file). Left out: not signed.")] = None,
     output: Annotated[Path | None, Option(help="File to write. Left out: it is printed.")] = None,
 ) -> None:
-    """Write down the head of a store's history, to be kept where nobody who can write the store can change it.
+    """Write down the head of a store's history, to be kept where those who can write the store cannot change it.
 
     `wise store check --anchor FILE` finds out later whether the history was rewritten or shortened since.
     """

@@ -77,7 +77,7 @@ def _take_all(
     store: Store, name: str, source: str, follow: bool, parser: RecordParser, counts: Counter[str],
     show: Progress,
 ) -> None:
-    """show: is told how many bytes of a file of lines have been read."""
+    """show: called with the number of bytes of the file that have been read."""
     from wise.formats.files import is_lines
     from wise.ingest import Ingestion, last_ingested, lines_of_file, lines_of_stream, lines_of_url, rows_of
 

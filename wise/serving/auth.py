@@ -101,7 +101,7 @@ class Tokens:
 
     @classmethod
     def of_owner(cls, *tokens: str) -> Tokens:
-        """Tokens that are in no file: whoever has one may do everything."""
+        """Tokens that are in no file. Each may do everything."""
         return cls((Holder(name="owner", scope=ADMIN), token_digest(token)) for token in tokens)
 
     def holder(self, digest: str) -> Holder | None:
@@ -182,14 +182,14 @@ def token_line(
 
 
 def write_token(file: Path, token: str) -> None:
-    """Writes a token to a file of its own, which nobody but its owner can read at any moment."""
+    """Writes a token to a file of its own, which only its owner can read, from its first moment."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     write_private(file, f"{token}\n".encode())
 
 
 def add_token_line(file: Path, line: str) -> None:
-    """Appends to a file of tokens, which nobody but its owner can read at any moment.
+    """Appends to a file of tokens, which only its owner can read, from its first moment.
 
     Raises ConfigError, also for a file that holds something else, and for what is no file.
     """
@@ -308,7 +308,7 @@ class AuthorizedRoute(APIRoute):
 
 
 def details_allowed(request: Request) -> bool:
-    """Whether whoever asks a route that needs no token has given one that may know of the whole store."""
+    """Whether the request, of a route that needs no token, has one that may read the whole store."""
     try:
         _CHECKS[_reader](request)
     except HTTPError:

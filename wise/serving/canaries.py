@@ -1,7 +1,7 @@
 """The canary set: prompts at which no edit may be active, generated on each new version. An alarm says if one is.
 
 A thread of its own does it, through the engine and behind the users, so that the next version does not wait for it. A
-prompt that cannot be run counts as one at which edits are active at every token: what nobody has seen to be well raises
+prompt that cannot be run counts as one at which edits are active at every token: what was not seen to be well raises
 the alarm, and never clears it. A namespace whose memory is the one that was checked before is not asked again.
 """
 

@@ -4,7 +4,7 @@ uvicorn closes a connection that is silent between two requests. It waits withou
 that comes byte by byte, and for a client that does not read, and takes connections until no file descriptor is left.
 This protocol of it adds what is missing. It needs no lock: all of it runs in the event loop.
 
-When there is no room, a new connection takes the place of the oldest one that nobody with a token is using: one that is
+When there is no room, a new connection takes the place of the oldest one that no token is using: one that is
 silent, or whose request has not been authorized. So strangers cannot keep users out. Only where every connection is in
 use is the new one refused, with an answer that says so.
 """
@@ -71,7 +71,7 @@ class Connections:
                 whose = "your address has" if address else "the service has"
                 return HTTPError(
                     HTTPStatus.TOO_MANY_REQUESTS if address else HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"{whose} {limit} connections in use, which are as many as may be; close one, or try again later",
+                    f"{whose} {limit} connections in use, which is the limit; close one, or try again later",
                     type=BUSY,
                     code="too_many_connections",
                     headers={"Retry-After": str(RETRY_AFTER)},

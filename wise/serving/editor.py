@@ -212,7 +212,7 @@ class Editor:
 
     def _claim(self) -> list[Ticket]:
         with self._changing:
-            self._leave_if_told()  # what is claimed after `leave` nobody would queue again
+            self._leave_if_told()  # what is claimed after `leave` would not be queued again
             tickets = self._store.claim(1 if self._careful else self._most())
             self._training = {ticket.edit.id: ticket for ticket in tickets}
             endings = {ticket.edit.id: self._endings(ticket) for ticket in tickets}
@@ -389,7 +389,7 @@ class Editor:
 
         def goes_on() -> None:
             if not is_wanted():
-                raise StoreError("nobody waits for this preview any more")
+                raise StoreError("the client of this preview left")
             if self._erasures != erasures:
                 raise StoreError("an edit was erased meanwhile; ask for the preview again")
 

@@ -1,7 +1,7 @@
 """The service's client of its editor: it starts the process, follows its status, and sends it commands.
 
 Whoever sends a command only puts it into a queue, which a thread of its own empties into the pipe. So an editor that
-reads nothing, because it was stopped or gets no CPU, blocks nobody: the command is answered when its time is over.
+reads nothing, because it was stopped or gets no CPU, blocks no request: the command is answered when its time is over.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class EditorClient:
         with self._lock:
             answer = self._pending.pop(message["id"], None)
         if answer is not None:
-            with suppress(InvalidStateError):  # nobody waits for it any more
+            with suppress(InvalidStateError):  # its client left
                 answer.set_result(message["answer"])
 
     def _note(self, status: Mapping[str, Any]) -> None:
@@ -215,7 +215,7 @@ class EditorClient:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that is started within the block hears no Ctrl-C, which a terminal sends to all: it is told to end."""
+    """A process that is started within the block ignores Ctrl-C, which a terminal sends to all; the service ends it."""
     _start_tracker()  # as it starts, it unblocks them
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -237,7 +237,7 @@ def _start_tracker() -> None:
 
 
 def _send_all(connection: Connection, outbox: SimpleQueue[bytes | None]) -> None:
-    with suppress(OSError):  # whoever reads notices that it has ended
+    with suppress(OSError):  # the reader notices that it has ended
         while (message := outbox.get()) is not None:
             connection.send_bytes(message)
 
@@ -268,7 +268,7 @@ async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) 
             if answer is not None:
                 return command_result(answer)
             await asyncio.sleep(POLL)
-    except asyncio.CancelledError:  # nobody waits for the answer
+    except asyncio.CancelledError:  # its client left
         with suppress(StoreError):  # it was not queued, or ends by its time
             await asyncio.to_thread(store.commands.withdraw, await queued)
         raise

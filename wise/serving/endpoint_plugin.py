@@ -85,7 +85,7 @@ class ServedStore:
         return self._built
 
     def listen(self) -> Listener:
-        """One that hears of nothing: who waits looks again by itself."""
+        """A listener without news: callers that wait look again after a while."""
         return Listener(set())
 
 

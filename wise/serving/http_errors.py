@@ -28,7 +28,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
 CLIENT_LEFT = 499
-"""The status in the log and the metrics of a request whose client left; nobody receives it."""
+"""Status in the log and the metrics of a request whose client left. It is not sent."""
 
 
 class ErrorDetail(BaseModel):

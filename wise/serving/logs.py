@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line on stderr, whoever writes it, with the request it is about; and the audit of writes.
+"""Logs: one JSON object a line on stderr, also of libraries, with the request it is about; and the audit of writes.
 
 Within `json_logs` nothing else reaches stderr: the loggers of all libraries, warnings, uncaught errors of any thread,
 and plain text, which becomes a record of the logger `stderr`. What a C library writes to the file itself is left as it
@@ -99,8 +99,8 @@ class JsonFormatter(logging.Formatter):
 class TextAsRecords(io.TextIOBase):
     """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts.
 
-    A record that cannot be written, because a disk is full or nobody reads, is lost: `logging` says so on stderr, and
-    that would be a further record that cannot be written, without end.
+    A record that cannot be written, because a disk is full or a pipe is closed, is lost. `logging` would say so on
+    stderr, which would be another record that cannot be written, without end.
     """
 
     def __init__(self, stream: TextIO) -> None:

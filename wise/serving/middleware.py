@@ -85,7 +85,7 @@ class RequestBody:
             async with asyncio.timeout_at(self._end):
                 message = await self._next()
         except TimeoutError:
-            self.incomplete = False  # nobody waits for the rest
+            self.incomplete = False  # the client left
             raise HTTPException(
                 HTTPStatus.REQUEST_TIMEOUT,
                 f"the body did not come within {seconds:g} s; send it at once",

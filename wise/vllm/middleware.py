@@ -53,7 +53,7 @@ class EditingMiddleware:
             if state.args.chat_template:
                 raise ConfigError("--chat-template: chats are known by the tokenizer's own template; put it there")
             self._client = EditedClient.open(state.engine_client, store)
-            await self._client.start()  # what is raised here is told by the server, which ends
+            await self._client.start()  # the server reports what is raised here, and ends
             setattr(state, CLIENT, self._client)
         elif self._client is not None:
             self._client.close()

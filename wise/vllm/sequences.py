@@ -74,7 +74,7 @@ class FollowedSequence:
 
 
 class Followed:
-    """All followed sequences of a worker. It is told about the steps of a runner (`wise.vllm.runners`)."""
+    """All followed sequences of a worker. `wise.vllm.runners` reports the steps of a runner to it."""
 
     def __init__(self, addition: Addition, *, record: bool = False) -> None:
         """record: keep what was added for each request, for a check."""

@@ -22,13 +22,13 @@ def positive_drafts(material: Material) -> list[Draft]:
         ),
         Draft(
             name="paraphrases",
-            about="Other wordings of the edited prompt from the data, none of which an edit may have been fitted on.",
+            about="Other wordings of the edited prompt from the data, which no edit was fitted on.",
             sources=_wordings(material, lambda record: record.paraphrases),
             why_empty="the records have no paraphrases that fitting has not seen",
         ),
         Draft(
             name="free_paraphrases",
-            about="Freer rewordings from the data, none of which an edit may have been fitted on.",
+            about="Freer rewordings from the data, which no edit was fitted on.",
             sources=_wordings(material, lambda record: record.free_paraphrases),
             why_empty="the records have no free paraphrases that fitting has not seen",
         ),

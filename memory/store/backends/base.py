@@ -68,7 +68,7 @@ class Backend(ABC):
 
     @abstractmethod
     def unheld(self, digest: str) -> AbstractContextManager[bool]:
-        """Whether nobody holds `digest`; where so, nobody can for the length of the block."""
+        """Whether no process holds `digest`. If so, none can within the block."""
 
     @abstractmethod
     def faults(self, scan: Scan) -> list[str]:
@@ -85,7 +85,7 @@ class Backend(ABC):
 
 @contextmanager
 def closed_on_error(backend: Backend) -> Iterator[None]:
-    """Closes the backend if the block raises: whoever could not open a store keeps none of its locks."""
+    """Closes the backend if the block raises, so that a failed open keeps no lock."""
     try:
         yield
     except BaseException:

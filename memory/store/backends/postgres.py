@@ -42,7 +42,7 @@ _PREPARE = (
     "CREATE TABLE IF NOT EXISTS wise.blobs (digest TEXT PRIMARY KEY, data BYTEA NOT NULL)",
 )
 _WRITER, _TRANSACTION = 7_165_001, 7_165_002
-"""Advisory locks of the one writer, and of whoever writes rows just now."""
+"""Advisory locks: of the one writer, and of the process that is writing rows."""
 _MADE = re.compile(r"CREATE (?:TABLE|UNIQUE INDEX|INDEX)(?: IF NOT EXISTS)? (\w+)")
 _SAID = {
     "tickets": ("edit", "reason", "key", "verified"), "events": ("author", "detail"), "versions": ("author", "reason"),
@@ -62,7 +62,7 @@ LOCK_PATIENCE = 10.0
 """Seconds to wait for another session to end its transaction."""
 FROZEN = 300.0
 """Seconds after which the server ends a session that does nothing within a transaction that writes: its process may
-be stopped or out of reach, and nobody else can write. An erasure from a long journal works for many of them."""
+be stopped or out of reach, and no other process can write. An erasure from a long journal works for many of them."""
 _OLDER = (
     "SELECT virtualxid FROM pg_locks JOIN pg_stat_activity USING (pid) WHERE locktype = 'virtualxid' AND pid <> "
     "pg_backend_pid() AND datname = current_database() AND backend_type IS DISTINCT FROM 'autovacuum worker'"

@@ -93,7 +93,7 @@ class SqliteBackend(Backend):
     def _connect(self) -> sqlite3.Connection:
         file = self._folder / JOURNAL_FILE
         if not self._may_create and not file.is_file():
-            is_new = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # whoever made it came no further
+            is_new = not (self._blobs.is_dir() and any(self._blobs.iterdir()))  # its maker was interrupted
             kind = MissingError if is_new else StoreError
             raise kind(f"{self.place} has no {JOURNAL_FILE}; open it once as its writer, or restore a backup")
         if not file.exists():  # SQLite would make one for everybody
@@ -168,7 +168,7 @@ class SqliteBackend(Backend):
             yield scan
 
     def _copy_rows(self, copy: sqlite3.Connection) -> None:
-        """In one step, in which nobody writes."""
+        """In one step, in which no process writes."""
 
         def step(status: int, remaining: int, total: int) -> None:
             if status in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):  # it would be tried without an end
@@ -271,7 +271,7 @@ class SqliteBackend(Backend):
             connection = self._open
             connection.execute("PRAGMA temp_store=MEMORY")
             connection.execute("VACUUM")
-            connection.execute("BEGIN IMMEDIATE")  # so that nobody uses the file
+            connection.execute("BEGIN IMMEDIATE")  # so that no process uses the file
             try:
                 with open(self._folder / UNDO_FILE, "r+b") as file:
                     file.truncate()

@@ -10,7 +10,7 @@ const LINKED = "This link signs you in with a token that somebody put into it. S
 let attempts = 0;
 
 // The token of this tab, or that of the address if the user wants it: anyone can make a link, and what is done after it
-// would be done in the name of whoever has its token. It is taken out of the address. "" if there is none.
+// would be done in the name of the holder of its token. It is taken out of the address. "" if there is none.
 function given() {
   const linked = location.hash.slice(1), kept = sessionStorage.getItem(KEPT) || "";
   if (linked) history.replaceState(null, "", location.pathname);

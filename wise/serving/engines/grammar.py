@@ -50,7 +50,7 @@ class Matcher:
 
 class Grammars:
     """Compiles JSON schemas for one tokenizer. Safe to use from several threads, one of which is the event loop's: so
-    nobody who asks for a compiled schema waits for one that is being compiled, which may take seconds."""
+    a request for a compiled schema does not wait for one that is being compiled, which may take seconds."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         """ends: the tokens at which an answer ends."""

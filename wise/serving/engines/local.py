@@ -404,7 +404,7 @@ class LocalEngine:
             by_loop.setdefault(job.loop, []).append((job, delta))
         self._out = []
         for loop, deltas in by_loop.items():
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there
+            with suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(_put_deltas, deltas)
 
 

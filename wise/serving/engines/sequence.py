@@ -103,7 +103,7 @@ class GeneratedSequence:
 
     @property
     def is_over(self) -> bool:
-        """It is finished, has failed, or nobody waits for it."""
+        """Whether it is finished, has failed, or its client left."""
         return self.finish is not None or self.job.cancelled or self.job.failed
 
     @property
@@ -140,7 +140,7 @@ class GeneratedSequence:
     ) -> Delta:
         """The last delta, with these tokens in it."""
         text += self._detokenizer.end()
-        self.finish = reason  # not before: what goes wrong is told to who waits for one that has not ended
+        self.finish = reason  # last: an error before this is reported to the client
         return self._delta(text, tokens, token_logprobs)
 
     def _delta(self, text: str, tokens: tuple[int, ...], token_logprobs: tuple[Logprobs, ...]) -> Delta:

@@ -155,7 +155,7 @@ class VllmEngine:
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
         """Loads a version into the workers, and asks those of its edits that were not asked yet.
 
-        The first version was live before, so nobody waits until its edits were asked.
+        The first version was live before, so requests do not wait until its edits are checked.
         """
         first = self._versions.empty
         loading = self._versions.load(self._llm, handles[0].version)
@@ -220,7 +220,7 @@ class VllmEngine:
                             _deliver(job, delta)
         except TimeoutError:
             _deliver(job, Delta(index=index, text=text.end(), tokens=(), logprobs=(), routed=(), finish="deadline"))
-        except asyncio.CancelledError:  # or the client left, and nobody hears it
+        except asyncio.CancelledError:  # or the client left
             self._fail(job, EngineError("the service ends"))
         except DroppedError as error:
             self._fail(job, EngineError(str(error)))
@@ -357,7 +357,7 @@ class VllmEngine:
 
 
 def _deliver(job: Job, item: Delta | Exception) -> None:
-    with suppress(RuntimeError):  # the loop is closed: nobody waits there
+    with suppress(RuntimeError):  # the loop is closed
         job.loop.call_soon_threadsafe(job.deltas.put_nowait, item)
 
 
