@@ -58,7 +58,7 @@ class Trainer:
         """Writes `edits` after those of `state`; returns the new state and what became of each edit.
 
         A live edit of the same prompt is replaced, and nothing of it is left. With `replacing`, so is one of its id.
-        Within `checked` it can be ended between two steps of fitting and between two generated tokens.
+        Within `checking` it can be ended between two steps of fitting and between two generated tokens.
 
         Raises EditError, with nothing changed, for duplicate ids, ids that are live already unless `replacing`, and
         edits that do not fit the context.
