@@ -24,38 +24,33 @@ class Service:
     """
 
     def __init__(
-        self,
-        store: Path,
-        log: Path,
-        options: list[str],
-        token: str | None = None,
-        environment: dict[str, str] | None = None,
+        self, store: Path, log: Path, options: list[str], environment: dict[str, str] | None = None
     ) -> None:
-        """token: an admin's, where the options name a file of tokens. environment: further variables."""
+        """environment: further variables."""
         command = [sys.executable, "-m", "wise", "serve", "--store", str(store), "--port", "0", "--json", *options]
         variables = os.environ | {"OMP_NUM_THREADS": "1"} | (environment or {})
-        self.store, self.log = store, log
+        self._log = log
         with log.open("ab") as stream:
             self._process = subprocess.Popen(
                 command, stdout=subprocess.PIPE, stderr=stream, env=variables, start_new_session=True
             )
         try:
-            self._wait_until_ready(token)
+            self._wait_until_ready()
         except BaseException:
             self.kill()
             raise
 
-    def _wait_until_ready(self, token: str | None) -> None:
+    def _wait_until_ready(self) -> None:
         end = time.monotonic() + STARTING
         line = self._process.stdout.readline() if self._process.stdout else b""
         if not line:
-            raise RuntimeError(f"the service did not start; {self.log} says why")
+            raise RuntimeError(f"the service did not start; {self._log} says why")
         address = json.loads(line)
-        self.url, self.token = address["url"], token or address["token"]
+        self.url, self.token = address["url"], address["token"]
         self.port = int(self.url.rsplit(":", 1)[1])
         while self.ready() != "ready":
             if time.monotonic() > end:
-                raise RuntimeError(f"the service did not become ready; {self.log} says why")
+                raise RuntimeError(f"the service did not become ready; {self._log} says why")
             time.sleep(0.2)
         self.name: str = self.fetch("/v1/models")["data"][0]["id"]
 
@@ -72,15 +67,14 @@ class Service:
             return "no"
 
     def open(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
-        """The answer of urllib, to be read as it comes; with a body it is a POST. Raises HTTPError, an OSError, for a
-        refusal."""
-        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
+        """The answer of urllib, to be read as it comes; with a body it is a POST. Raises HTTPError for a refusal."""
         data = None if body is None else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Bearer {self.token}"}
         request = urllib.request.Request(f"{self.url}{path}", data, headers, method=method)
-        return urllib.request.urlopen(request, timeout=120)
+        return urllib.request.urlopen(request, timeout=120.0)
 
     def fetch(self, path: str, body: Any = None, *, method: str | None = None) -> Any:
-        """The JSON of an answer; otherwise as `open`."""
+        """The JSON of an answer, which is asked for as by `open`."""
         with self.open(path, body, method=method) as answer:
             return json.loads(answer.read())
 
@@ -108,10 +102,6 @@ class Service:
         """Process id, resident KiB and arguments of the service (-p) or of its children (--ppid)."""
         command = ["ps", "-ww", "-o", "pid=,rss=,args=", option, str(self._process.pid)]
         return [line.split() for line in subprocess.run(command, capture_output=True, text=True).stdout.splitlines()]
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     def kill(self) -> None:
         """All of it, at once; nothing where it has ended."""

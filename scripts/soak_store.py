@@ -21,18 +21,16 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch.nn.functional import normalize
 
 from wise.config import WiseConfig
 from wise.edits import Edit
-from wise.memory.artifact import CONFIG_FILE, FORMAT, TENSORS_FILE, digest_of_json
 from wise.memory.fingerprint import Fingerprint
 from wise.memory.key_space import RelationSpace
 from wise.memory.slot import AnswerSlot
@@ -75,34 +73,6 @@ def written(edits: Sequence[Edit], before: MemoryState | None = None) -> MemoryS
         )
         keys[edit.id] = normalize(_drawn(f"key {edit.id}", 1 + rows, R), dim=-1).half()
     return MemoryState(edits=(*state.edits, *edits), slots=tuple(slots), keys=keys, key_space=SPACE)
-
-
-def seal(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes a sealed JSON file, and its digest with it, as its writer could."""
-    data = json.loads(file.read_text())
-    del data["sha256"]
-    change(data)
-    file.write_text(json.dumps(data | {"sha256": digest_of_json(data)}))
-
-
-def reseal(
-    folder: Path,
-    change: Callable[[dict[str, Any]], object] = lambda manifest: None,
-    tensors: Callable[[dict[str, torch.Tensor]], object] | None = None,
-) -> None:
-    """Changes the manifest and the tensors of a saved memory, and makes all its digests fit again."""
-    if tensors is not None:
-        stored = load_file(folder / TENSORS_FILE)
-        tensors(stored)
-        save_file(stored, folder / TENSORS_FILE, metadata={"format": FORMAT})
-
-    def changed(manifest: dict[str, Any]) -> None:
-        for name in manifest["files"]:
-            data = (folder / name).read_bytes()
-            manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-        change(manifest)
-
-    seal(folder / CONFIG_FILE, changed)
 
 
 def digest(state: MemoryState) -> str:
@@ -304,7 +274,7 @@ def main() -> None:
     args = parser.parse_args()
     start = time.perf_counter()
     torch.set_num_threads(1)
-    result = soak(args.kills, seed=args.seed, parent=args.folder)
+    result = soak(args.kills, seed=args.seed, named=0.5, parent=args.folder)
     sys.stdout.write(json.dumps(result | {"seconds": round(time.perf_counter() - start, 1)}) + "\n")
     sys.exit(1 if result["lost"] or result["wrong"] or result["otherwise"] or result["problems"] else 0)
 

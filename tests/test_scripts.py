@@ -380,6 +380,16 @@ def test_the_check_of_a_gpu_ends_with_a_message_where_there_is_none(bench: Calla
     assert not list(tmp_path.iterdir())
 
 
+def test_a_store_is_killed_again_and_again(
+    bench: Callable[..., None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        bench("--kills", "2", "--seed", "1", "--folder", str(tmp_path), script="soak_store.py")
+    result = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, result["kills"], result["lost"], result["problems"]) == (0, 2, 0, [])
+    assert not [*tmp_path.iterdir()]
+
+
 # Stands in for Python where a service is started: notes its process id, and never gets ready.
 FAKE_SERVICE = """#!/bin/sh
 echo $$ >"$0.pid"
@@ -399,11 +409,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Any]:
     ("program", "said"), [("#!/bin/sh\nexit 1\n", "did not start"), (FAKE_SERVICE, "did not become ready")]
 )
 def test_a_service_that_does_not_start_says_so_and_leaves_no_process(
-    scripts: Callable[[str], Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    program: str,
-    said: str,
+    scripts: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, said: str
 ) -> None:
     write_program(tmp_path / "python", program)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

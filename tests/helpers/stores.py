@@ -5,16 +5,22 @@ The memories are those of `scripts/soak_store.py`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import torch
 from repository import loaded
+from safetensors.torch import load_file, save_file
 
 from wise.edits import Edit
+from wise.memory.artifact import CONFIG_FILE, FORMAT, TENSORS_FILE, digest_of_json
 from wise.memory.store.edit_request import Version
 from wise.memory.store.store import Store
 
@@ -24,7 +30,6 @@ IN_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 soak = loaded("scripts/soak_store.py")
 BASE, CONFIG, written, digest = soak.BASE, soak.CONFIG, soak.written, soak.digest
-seal, reseal = soak.seal, soak.reseal
 
 
 @contextmanager
@@ -57,6 +62,34 @@ def learn(store: Store, new: Sequence[Edit], *, failing: Sequence[str] = (), wit
 def statuses(store: Store) -> dict[str, str]:
     """Edit id -> status of its last ticket."""
     return {ticket.edit.id: ticket.status for ticket in store.journal.tickets()}
+
+
+def seal(file: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes a sealed JSON file, and its digest with it, as whoever made it could."""
+    data = json.loads(file.read_text())
+    del data["sha256"]
+    change(data)
+    file.write_text(json.dumps(data | {"sha256": digest_of_json(data)}))
+
+
+def reseal(
+    folder: Path,
+    change: Callable[[dict[str, Any]], object] = lambda manifest: None,
+    tensors: Callable[[dict[str, torch.Tensor]], object] | None = None,
+) -> None:
+    """Changes the manifest and the tensors of a saved memory, and makes all its digests fit again."""
+    if tensors is not None:
+        held = load_file(folder / TENSORS_FILE)
+        tensors(held)
+        save_file(held, folder / TENSORS_FILE, metadata={"format": FORMAT})
+
+    def changed(manifest: dict[str, Any]) -> None:
+        for name in manifest["files"]:
+            data = (folder / name).read_bytes()
+            manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        change(manifest)
+
+    seal(folder / CONFIG_FILE, changed)
 
 
 def in_a_process(work: Callable[[], None]) -> int:

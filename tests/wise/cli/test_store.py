@@ -13,8 +13,10 @@ from typer.testing import CliRunner, Result
 
 import wise
 from wise.cli.app import app
+from wise.memory.store import journal
 from wise.memory.store.backends import migrations
 from wise.memory.store.backends.migrations import Migration
+from wise.memory.store.edit_request import Event
 from wise.memory.store.store import Store
 
 
@@ -63,6 +65,24 @@ def test_log_tells_the_life_of_every_edit(folder: Path) -> None:
     assert "prompt 1 → here" in " ".join(shown.split()) and "version 2; 2 live, 1 retired, 1 queued" in shown
 
 
+def test_a_log_reads_the_events_and_the_edits_that_it_shows_and_no_others(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def counting(name: str) -> None:
+        parse = getattr(journal, name)
+        monkeypatch.setattr(journal, name, lambda row: (read.append(name), parse(row))[1])
+
+    for name in ("shown_event", "shown_ticket"):
+        counting(name)
+    assert len(told("log", folder, "--limit", 2)["events"]) == 2
+    assert read == ["shown_event"] * 2 + ["shown_ticket"] * 2
+    read.clear()
+    assert len(told("log", folder)["events"]) == read.count("shown_event") > 10
+    assert read.count("shown_ticket") == 4
+
+
 def test_diff_tells_what_changed(folder: Path) -> None:
     found = told("diff", folder, 1, 2)
     assert found["added"] == found["removed"] == []
@@ -89,6 +109,20 @@ def test_gc_collects_and_check_finds_what_is_wrong(folder: Path) -> None:
     (folder / "blobs" / manifest).write_bytes(b"rot")
     assert len(told("check", folder, code=4)["problems"]) == 1
     assert "is damaged" in run("check", folder).stdout
+
+
+def test_a_check_takes_nothing_apart_twice_unless_that_is_asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    linked, read = Event.linked, list[int]()
+    monkeypatch.setattr(Event, "linked", lambda self, before: (read.append(self.number), linked(self, before))[1])
+
+    def taken_apart(*options: str) -> list[int]:
+        read.clear()
+        assert told("check", folder, *options)["problems"] == []
+        return [*read]
+
+    every = taken_apart()
+    assert every == [event["number"] for event in told("log", folder)["events"]]
+    assert taken_apart() == [] and taken_apart("--complete") == every
 
 
 def test_an_edit_is_erased_and_an_anchor_from_before_tells_of_it(folder: Path) -> None:

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 from browsing import browsing, capital, needs_browser, notice, opened
-from playwright.sync_api import Browser, Page, Route, expect
+from playwright.sync_api import Browser, Dialog, Page, Route, expect
 from serving import Running, running
 
 from wise.serving.auth import Holder, Tokens, token_digest
@@ -90,6 +90,25 @@ def test_without_a_token_there_is_only_the_sign_in(browser: Browser, served: Run
         page.reload()
         expect(page.locator("#access")).to_be_visible()
         expect(page.locator("#holder")).to_be_hidden()
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+def test_a_link_signs_in_only_whoever_wants_that(browser: Browser, served: Running, wanted: bool) -> None:
+    page, asked = browser.new_page(), list[str]()
+
+    def answer(dialog: Dialog) -> None:
+        asked.append(dialog.message)
+        dialog.accept() if wanted else dialog.dismiss()
+
+    page.on("dialog", answer)
+    page.goto(f"{served.url}/console#reader")
+    if wanted:
+        expect(page.locator("#holder")).to_have_text("the-reader (reader)")
+    else:
+        expect(page.locator("#access")).to_be_visible()
+    assert len(asked) == 1 and "a token that somebody put into it" in asked[0] and "reader" not in page.url
+    assert page.locator("#chat").is_visible() == wanted
+    page.close()
 
 
 def test_a_token_that_ends_is_asked_for_again_and_what_was_written_stays(browser: Browser, served: Running) -> None:

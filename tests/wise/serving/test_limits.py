@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -47,7 +48,7 @@ from wise.serving.settings import load
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("limits") / "store"
     limits = {"body_limit": 20_000, "edit_limit": 8, "max_queue": 4, "max_batch_size": 2, "request_timeout": 20.0}
-    with running(folder, editing=False, **limits) as found:
+    with running(folder, editing=False, preview_queue=0, **limits) as found:
         yield found
 
 
@@ -136,6 +137,7 @@ def test_labels_of_metrics_are_bounded_whatever_is_asked_for(served: Running) ->
         for number in range(50):
             stranger.request(f"ODD{number}", "/v1/edits")
             stranger.request("GET", f"/no/such/{number}")
+            stranger.request("GET", f"/v1/edits/such-{number}")
             stranger.request(f"ODD{number}", "/health")
     with served.client("reader") as reader:
         told = reader.get("/metrics").text
@@ -458,6 +460,32 @@ def test_more_than_may_wait_is_told_to_come_back(served: Running, monkeypatch: p
     for answer in refused:
         assert error_of(answer, 429)["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_more_previews_than_may_wait_are_told_to_come_back(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is made, and none may wait."""
+    begun, may_end, answers = threading.Event(), threading.Event(), []
+
+    async def command(name: str, **_: Any) -> Any:
+        begun.set()
+        await asyncio.to_thread(may_end.wait, PATIENCE)
+        raise StoreError(f"the {name} was held")
+
+    def ask() -> None:
+        with served.client("editor") as client:
+            answers.append(client.post("/v1/edits/preview", json={"edit": LYON}))
+
+    monkeypatch.setattr(served.service, "command", command)
+    first = threading.Thread(target=ask)
+    first.start()
+    assert begun.wait(PATIENCE)
+    ask()
+    may_end.set()
+    first.join()
+    ask()
+    assert "too many wait already" in error_of(answers[0], 429)["message"] and answers[0].headers["retry-after"]
+    for answer in answers[1:]:
+        assert "the preview was held" in error_of(answer, 503)["message"], "there was room for it"
 
 
 def test_a_request_whose_time_is_over_before_anything_was_generated_is_an_error(served: Running) -> None:

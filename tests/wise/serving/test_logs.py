@@ -38,13 +38,13 @@ def lines(stderr: io.StringIO) -> list[dict[str, Any]]:
 
 def test_every_line_is_one_json_object_whoever_writes_it() -> None:
     stderr, before = io.StringIO(), sys.stderr
-    library = logging.getLogger("a.library")
+    library, steering = logging.getLogger("a.library"), "\u2028\x85\x9b\u202e"  # lines and terminals
     library.addHandler(logging.StreamHandler(stderr))
     library.propagate = False
     try:
         with logging_to(stderr, "info"), warnings.catch_warnings():
             warnings.simplefilter("always")
-            logging.getLogger("wise").info("two\nlines", extra={"fields": {"seconds": 1}})
+            logging.getLogger("wise").info(f"two\nlines{steering}", extra={"fields": {"seconds": 1}})
             logging.getLogger("wise").debug("too small")
             library.error("by its own handler")
             logging.getLogger("uvicorn.error").info("from uvicorn")
@@ -61,7 +61,8 @@ def test_every_line_is_one_json_object_whoever_writes_it() -> None:
             ("wise", "info"), ("a.library", "error"), ("uvicorn.error", "info"), ("py.warnings", "warning"),
             ("stderr", "warning"), ("stderr", "warning"), ("wise", "critical"),
         ]  # fmt: skip
-        assert (told[0]["message"], told[0]["seconds"]) == ("two\nlines", 1)
+        assert (told[0]["message"], told[0]["seconds"]) == (f"two\nlines{steering}", 1)
+        assert not {*steering} & {*stderr.getvalue()}
         assert (told[4]["message"], told[5]["message"]) == ("plain text", "100%")
         assert "ZeroDivisionError" in told[6]["traceback"]
         assert sys.stderr is before and library.handlers and not library.propagate

@@ -238,7 +238,8 @@ def test_an_edit_in_training_is_cancelled_over_http_and_large_ones_are_refused(t
             refused = client.post("/v1/edits", json={"edits": [long]})
             assert refused.status_code == 400 and "edits.0: field 'target': it has" in refused.text
             edit = long | {"target": "Porto"}
-            many = client.post("/v1/edits/preview", json={"edit": edit, "prompts": ["one", "two"]})
+            reworded = edit | {"paraphrases": ["In Spain the capital is"]}
+            many = client.post("/v1/edits/preview", json={"edit": reworded, "prompts": ["one"]})
             assert many.status_code == 400 and "preview_limit=2" in many.text
             [taken] = client.post("/v1/edits", json={"edits": [edit]}).json()["edits"]
             with Store.open(tmp_path / "store") as writer:

@@ -11,7 +11,9 @@ import openai
 import pytest
 from serving import FRANCE, NAME, Running, running
 
+from wise.serving.engines import GenerationRequest
 from wise.serving.engines.local import Runner
+from wise.serving.engines.sampling import Sampler
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +126,22 @@ def test_an_answer_is_drawn_where_no_temperature_is_given(client: openai.OpenAI)
     assert drawn_texts(client, temperature=2.0, top_p=0.0) == {greedy}
 
 
+def test_what_openai_and_vllm_name_is_drawn_by(client: openai.OpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    init, drawn = Sampler.__init__, list[GenerationRequest]()
+
+    def noted(self: Sampler, request: GenerationRequest, *given: Any) -> None:
+        drawn.append(request)
+        init(self, request, *given)
+
+    monkeypatch.setattr(Sampler, "__init__", noted)
+    openais = {"temperature": 0.5, "top_p": 0.9, "presence_penalty": 1.0, "frequency_penalty": -0.5}
+    vllms = {"top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1}
+    client.completions.create(model=NAME, prompt=FRANCE, **openais, extra_body=vllms)
+    client.completions.create(model=NAME, prompt=FRANCE)
+    given, neutral = ([getattr(request, name) for name in openais | vllms] for request in drawn)
+    assert given == [*(openais | vllms).values()] and neutral == [1.0, 1.0, 0.0, 0.0, 0, 0.0, 1.0]
+
+
 @pytest.mark.parametrize("prompt", [FRANCE, "Caf\u00e9 \u20ac5 \U0001f600 and"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_logprobs_are_of_real_text(client: openai.OpenAI, prompt: str, streamed: bool) -> None:
@@ -217,6 +235,7 @@ def test_models(client: openai.OpenAI) -> None:
         ({"logit_bias": {"5": 101}}, "logit_bias.5: 101 was given"),
         ({"logit_bias": {"99999": 1}}, "logit_bias: token 99999 is not in the vocabulary"),
         ({"extra_body": {"top_k": -2}}, "top_k"),
+        ({"extra_body": {"repetition_penalty": 1e-310}}, "repetition_penalty: 1e-310 was given"),
         ({"extra_body": {"temprature": 0}}, "temprature"),
     ],
 )
