@@ -63,7 +63,7 @@ class RelationReader(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: neither the lock nor the texts that were read."""
-        return {name: value for name, value in vars(self).items() if name not in ("_known", "_lock")}
+        return {name: value for name, value in vars(self).items() if name not in ("_vectors", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

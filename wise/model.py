@@ -58,7 +58,10 @@ from wise.workers import SharedWriter, Workers, traits_of
 logger = logging.getLogger(__name__)
 
 ANSWER_TOKENS = 32
-_CACHES = ("_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock", "_lock_of_memory", "_own", "_others")
+_CACHES = (
+    "_latest", "_snapshots", "encoder", "_trainer", "_workers", "_lock", "_lock_of_memory", "_default_memory",
+    "_serving_memories"
+)  # fmt: skip
 """Attributes that a copy of a wrapped model does not get."""
 _FIRST = ("model", "_outer", "_layer")
 """Attributes to which the others are forwarded, so they are not themselves looked for in the wrapped model."""

@@ -425,7 +425,7 @@ def test_a_reader_is_pickled_without_what_it_has_read() -> None:
     reader = load_encoder()
     vectors = reader.read(["What does Ada Lovelace drink in secret?"])
     data = pickle.dumps(reader)
-    assert b"Lovelace" not in data and b"Lovelace" in pickle.dumps(list(reader._known))
+    assert b"Lovelace" not in data and b"Lovelace" in pickle.dumps(list(reader._vectors))
     # Not bit for bit: the last bits of a product depend on where in memory a tensor begins.
     torch.testing.assert_close(pickle.loads(data).read(["What does Ada Lovelace drink in secret?"]), vectors)
 

@@ -117,7 +117,9 @@ def eval_chat(
         prepared = time.process_time() - start
         chosen = base_says(wrapped, candidates, chat=chat, limit=limit) if known else candidates
         if not chosen:
-            raise ConfigError(f"--known: the base answers none of {len(candidates)} records rightly; leave it out")
+            raise ConfigError(
+                f"--known: the base says the right answer of none of {len(candidates)} records; leave it out"
+            )
         further = _further(data, read, skip, chosen, distractors)
         report = apply_edits(wrapped, editor, [fact.edit for fact in chosen], chat=chat, progress=show)
         if save is not None and isinstance(wrapped, WiseModel):

@@ -104,7 +104,7 @@ def test_it_reads_the_prompt_the_old_answer_and_the_new() -> None:
     editor = drawn("llama")
     (queries,) = editor.queries(tiny_edits(1))
     (prompt, target), old = queries.row, queries.old
-    assert old == editor._said([prompt])[0]
+    assert old == editor._generate([prompt])[0]
 
     def said(prompt: list[int], old: list[int], target: list[int]) -> Tensor:
         with torch.no_grad():

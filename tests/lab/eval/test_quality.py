@@ -364,7 +364,7 @@ class Reminded(WholePrompts):
         self.edits: tuple[wise.Edit, ...] = ()
         self.told: list[list[int]] = []
 
-    def given(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    def with_context(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
         return [[90, *prompt] for prompt in prompts]
 
     @contextmanager

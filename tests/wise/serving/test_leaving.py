@@ -31,9 +31,9 @@ def test_a_preview_whose_client_left_is_given_up(
     """elsewhere: another replica's editor makes it."""
     begun, ended = threading.Event(), threading.Event()
 
-    def preview(_: Editor, edit: Any, prompts: Any, wanted: Any = None) -> dict[str, Any]:
+    def preview(_: Editor, edit: Any, prompts: Any, is_wanted: Any = None) -> dict[str, Any]:
         begun.set()
-        until(lambda: not wanted())
+        until(lambda: not is_wanted())
         ended.set()
         return {}
 

@@ -100,7 +100,7 @@ def test_why_a_store_cannot_be_asked_is_told_once_and_not_with_each_attempt(capl
     class Asked:
         """Its store fails for two reasons, works once, and fails again."""
 
-        lost = False
+        is_lost = False
 
         def attend(self) -> None:
             asked.append(len(asked))
