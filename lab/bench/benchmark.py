@@ -104,7 +104,7 @@ def search(
 ) -> dict[str, Any]:
     """What was tried with an editor, ready for JSON: `chosen`, the settings that did best, and all `trials`.
 
-    A draw that an editor refuses on this base counts as tried, and says why. made: the first trials, of a search that
+    A draw that an editor refuses on this base counts as tried, and says why. earlier_trials: those of a search that
     was interrupted. keep: is given all trials after each.
     """
     combinations = candidates(editor, plan.trials, seed=plan.seed)

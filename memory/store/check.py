@@ -111,7 +111,7 @@ class _Reader:
     """Reads versions, each file once."""
 
     def __init__(self, backend: Backend, verified_before: Collection[str]) -> None:
-        """known: manifests of versions that were verified before."""
+        """verified_before: manifests of versions that an earlier check verified."""
         self._backend, self._journal, self._verified_before = backend, Journal(backend), verified_before
         self._contents: dict[tuple[str, str], Any] = {}
         """Kind and digest of a file -> what it holds, or a text that says what is wrong with it."""

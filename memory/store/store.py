@@ -376,7 +376,7 @@ class Store:
     # -- within -----------------------------------------------------------------------------------
 
     def _put(self, new: Snapshot, blobs: Sequence[bytes], moves: Sequence[Move], **event: Any) -> Version:
-        """Stores a version, its manifest last, then makes it current. said: its kind, author and reason."""
+        """Stores a version, its manifest last, then makes it current. event: its kind, author and reason."""
         for data in blobs:
             digest = self.backend.put(data)
         version = self.journal.add_version(

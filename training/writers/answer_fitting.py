@@ -32,7 +32,7 @@ class AnswerValues:
     """The vectors of many edits `[edits, tokens, d]`, scaled so that one learning rate fits every base."""
 
     def __init__(self, unit_rows: Tensor, features_out: int, unit: float) -> None:
-        """own: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
+        """unit_rows: `[edits, tokens, f]` activations of the edits' own prompts and answers."""
         self.unit = unit
         self.scaled = torch.zeros(*unit_rows.shape[:2], features_out, device=unit_rows.device, requires_grad=True)
 

@@ -84,7 +84,7 @@ class Tokens:
     """The known tokens."""
 
     def __init__(self, holders: Iterable[tuple[Holder, str]]) -> None:
-        """known: holders with the SHA-256 of their tokens, in hex."""
+        """holders: with the SHA-256 of their tokens, in hex."""
         self._holders = tuple(holders)
         self._file: Path | None = None
         self._stamp: tuple[int, ...] | None = None

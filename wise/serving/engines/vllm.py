@@ -381,7 +381,7 @@ def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int
 
 
 def _logprobs(tokens: Sequence[int], per_token: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
-    """given: of each token, vLLM's numbers of the token and of the likeliest."""
+    """per_token: vLLM's numbers of the token and of the likeliest."""
     logprobs = []
     for token, of_token in zip(tokens, per_token, strict=True):
         ranked = sorted(((i, one.logprob) for i, one in of_token.items()), key=lambda pair: (-pair[1], pair[0]))
