@@ -218,7 +218,11 @@ COMPILER = pytest.mark.skipif(shutil.which("g++") is None, reason="machine code 
 
 @pytest.mark.parametrize(
     ("backend", "mode"),
-    [("aot_eager", "merge"), ("aot_eager", "retrieve"), pytest.param("inductor", "retrieve", marks=COMPILER)],
+    [
+        ("aot_eager", "merge"),
+        ("aot_eager", "retrieve"),
+        pytest.param("inductor", "retrieve", marks=[COMPILER, pytest.mark.slow]),
+    ],
 )
 def test_the_layer_compiled_further_down_is_equal_to_eager(backend: str, mode: str) -> None:
     wrapped = wrap_tiny("llama", mode, layer=LAYER)

@@ -192,6 +192,7 @@ def share_right(wrapped: wise.WiseModel, model: Any, documents: list[dict[str, A
     return right / len(documents)
 
 
+@pytest.mark.slow
 @needs_the_harness
 def test_figures_are_those_of_a_naive_loop_behind_a_beginning_of_sequence(tmp_path: Path) -> None:
     draw = random.Random(5)

@@ -405,6 +405,7 @@ def test_eval_writes_the_run_and_a_picture_of_it(measured: tuple[tuple[str | Pat
     assert (folder / "run.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_eval_made_again_has_the_same_figures(measured: tuple[tuple[str | Path, ...], Path, Result]) -> None:
     arguments, folder, _ = measured
     assert run(*arguments, "--output", folder / "again.json").exit_code == 0

@@ -619,10 +619,14 @@ REAL: dict[str, tuple[int, str, tuple[str, ...]]] = {
     "pitfalls_composite_edit_dev.jsonl.gz": (2870, "free_paraphrases answer relation group", ()),
 }
 """File -> its records, what nearly each of them has, and kinds of probes that there are."""
+LARGE = ("counterfact_dev.jsonl.xz", "zsre_pool_dev.jsonl.xz")
+"""Those that take many seconds."""
 WITHOUT_SUBJECT = ("mquake_cf_facts_dev.jsonl.gz", "unke_dev.jsonl.gz")
 
 
-@pytest.mark.parametrize("name", REAL)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in REAL]
+)
 def test_a_real_file_reads(name: str) -> None:
     count, fields, kinds = REAL[name]
     records = read_records(shared(name), limit=MOST)
