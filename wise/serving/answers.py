@@ -1,4 +1,4 @@
-"""From what the engine generates to answers in OpenAI's forms: whole or streamed, with what is wise's own."""
+"""From the engine's deltas to answers in OpenAI's forms: whole or streamed, with the fields of wise."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ LOWEST = -9999.0
 
 @dataclass
 class GeneratedAnswer:
-    """What was generated for one request."""
+    """The generated answer to one request, so far."""
 
     request: GenerationRequest
     text: str = ""
@@ -57,12 +57,12 @@ class GeneratedAnswer:
 
     @property
     def mean_logprob(self) -> float:
-        return sum(one.logprob for one in self.logprobs) / len(self.logprobs) if self.logprobs else -math.inf
+        return sum(entry.logprob for entry in self.logprobs) / len(self.logprobs) if self.logprobs else -math.inf
 
 
 async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterator[Delta]:
-    """All deltas of a job, each added to its answer; one that is left early is cancelled. Raises what went wrong, and
-    DeadlineError if the time was over before anything was generated."""
+    """All deltas of a job, each added to its answer; the job is cancelled if the iteration ends early. Raises errors of
+    the engine, and DeadlineError if the time was over before any token was generated."""
     remaining = len(answers)
     try:
         while remaining:
@@ -71,7 +71,7 @@ async def deltas_of(job: Job, answers: Sequence[GeneratedAnswer]) -> AsyncIterat
                 raise delta
             remaining -= delta.finish is not None
             answers[delta.index].add(delta)
-            if not remaining and delta.finish == "deadline" and not any(one.tokens for one in answers):
+            if not remaining and delta.finish == "deadline" and not any(answer.tokens for answer in answers):
                 raise DeadlineError("nothing was generated in the time that the request may take; ask for less at once")
             yield delta
     finally:
@@ -97,29 +97,29 @@ class AnswerSerializer(ABC):
 
     @abstractmethod
     def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
-        """The whole answer. usage: also of what was generated and is not given."""
+        """The whole answer. usage: includes answers that were generated and are not returned."""
 
     async def stream(
-        self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
+        self, job: Job, answers: Sequence[GeneratedAnswer], on_end: Callable[[Usage], None]
     ) -> AsyncIterator[str]:
-        """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in one of its own. `ended`
-        is called with the usage when all is generated. Raises as `deltas_of` does."""
+        """Server-sent events: a chunk for each delta, the last with the `wise` field; usage in a chunk of its own.
+        `on_end` is called with the usage when all is generated. Raises as `deltas_of` does."""
         usage = bool(self.body.stream_options and self.body.stream_options.include_usage)
         base = {**self.head, "object": self.chunk_object} | ({"usage": None} if usage else {})
-        started: set[int] = set()
+        started_answers: set[int] = set()
 
         def last_chunk(choice: dict[str, Any]) -> str:
             return event(base | {"choices": [choice], "wise": self.metadata(answers).model_dump()})
 
         async for delta in deltas_of(job, answers):
-            choice = self.chunk(delta, delta.index not in started)
-            started.add(delta.index)
-            if choice is not None and all(one.finish for one in answers):
+            choice = self.chunk(delta, delta.index not in started_answers)
+            started_answers.add(delta.index)
+            if choice is not None and all(answer.finish for answer in answers):
                 yield await self.service.in_thread(last_chunk, choice)
             elif choice is not None:
                 yield event(base | {"choices": [choice]})
         total = usage_of(answers)
-        ended(total)
+        on_end(total)
         if usage:
             yield event(base | {"choices": [], "usage": total.model_dump()})
         yield "data: [DONE]\n\n"
@@ -129,7 +129,7 @@ class AnswerSerializer(ABC):
         """The choice of a chunk; None if there is nothing to send yet."""
 
     def choice(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any]:
-        """What a choice holds besides its text. first: nothing of it was written before."""
+        """The fields of a choice besides its text. first: it is the choice's first chunk."""
         finish = "length" if of.finish == "deadline" else of.finish
         return {"index": index, "finish_reason": finish, "logprobs": self._logprobs(index, of, first)}
 
@@ -141,9 +141,9 @@ class AnswerSerializer(ABC):
         return WiseMetadata(
             version=handle.version,
             namespace=handle.namespace or "",
-            edits=[active_edits(one) for one in answers],
+            edits=[active_edits(answer) for answer in answers],
             routes=token_routes(self.service, answers) if self.body.options.routes else None,
-            finish_reasons=[one.finish or "stop" for one in answers],
+            finish_reasons=[answer.finish or "stop" for answer in answers],
         )
 
 
@@ -156,18 +156,18 @@ class CompletionSerializer(AnswerSerializer):
         service: Service,
         body: CompletionRequest,
         version: int,
-        echoed: Sequence[tuple[str, Sequence[int]]] | None,
+        echoes: Sequence[tuple[str, Sequence[int]]] | None,
     ) -> None:
-        """echoed: for each answer its prompt's text and ids, if these are put before it."""
+        """echoes: for each answer its prompt's text and ids, if the answer begins with the prompt."""
         super().__init__(service, body, version, logprobs=body.logprobs is not None)
-        self._echoed = echoed
-        self._read: dict[int, codecs.IncrementalDecoder] = defaultdict(lambda: UTF8(errors="replace"))
+        self._echoes = echoes
+        self._decoders: dict[int, codecs.IncrementalDecoder] = defaultdict(lambda: UTF8(errors="replace"))
         self._offsets: dict[int, int] = defaultdict(int)
 
     def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
         choices = [
-            CompletionChoice(**self.choice(i, one, True), text=self._echo(i) + one.text)
-            for i, one in enumerate(answers)
+            CompletionChoice(**self.choice(i, answer, True), text=self._echo(i) + answer.text)
+            for i, answer in enumerate(answers)
         ]
         return Completion(**self.head, usage=usage, wise=self.metadata(answers), choices=choices).model_dump()
 
@@ -178,35 +178,30 @@ class CompletionSerializer(AnswerSerializer):
         return self.choice(delta.index, delta, first) | {"text": text}
 
     def _echo(self, index: int) -> str:
-        return "" if self._echoed is None else self._echoed[index][0]
+        return "" if self._echoes is None else self._echoes[index][0]
 
     def _logprobs(self, index: int, of: GeneratedAnswer | Delta, first: bool) -> dict[str, Any] | None:
         if not self.logprobs:
             return None
-        logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        columns: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
         text = self.service.token_text
-        if first and self._echoed is not None:  # nothing comes before the first token, so it has no probability
-            self._add(logprobs, index, self._echoed[index][1][0], None, None)
-        for one in (*of.prompt_logprobs, *of.logprobs):
-            pairs = ((one.token, one.logprob), *one.top)
+        if first and self._echoes is not None:  # the first token follows no other, so it has no probability
+            self._add(columns, index, self._echoes[index][1][0], None, None)
+        for entry in (*of.prompt_logprobs, *of.logprobs):
+            pairs = ((entry.token, entry.logprob), *entry.top)
             top = {text.text(token): _number(value) for token, value in sorted(pairs, key=lambda pair: -pair[1])}
-            self._add(logprobs, index, one.token, _number(one.logprob), top)
-        return logprobs
+            self._add(columns, index, entry.token, _number(entry.logprob), top)
+        return columns
 
     def _add(
-        self,
-        logprobs: dict[str, list[Any]],
-        index: int,
-        token: int,
-        logprob: float | None,
-        top: dict[str, float] | None,
+        self, columns: dict[str, list[Any]], index: int, token: int, logprob: float | None, top: dict[str, float] | None
     ) -> None:
         spelling = self.service.token_text
         offset = self._offsets[index]
         if not spelling.is_special(token):
-            self._offsets[index] += len(self._read[index].decode(spelling.bytes(token)))
-        for name, value in zip(logprobs, (spelling.text(token), logprob, top, offset), strict=True):
-            logprobs[name].append(value)
+            self._offsets[index] += len(self._decoders[index].decode(spelling.bytes(token)))
+        for name, value in zip(columns, (spelling.text(token), logprob, top, offset), strict=True):
+            columns[name].append(value)
 
 
 class ChatSerializer(AnswerSerializer):
@@ -216,16 +211,16 @@ class ChatSerializer(AnswerSerializer):
     def __init__(self, service: Service, body: ChatRequest, version: int) -> None:
         super().__init__(service, body, version, logprobs=bool(body.logprobs))
         self._calls = 1 if body.parallel_tool_calls is False else None
-        """How many calls of an answer are given; None gives all."""
+        """How many calls of an answer are returned; None returns all."""
         functions = [tool.function.name for tool in body.offered]
         self._parsers: dict[int, ToolCallParser] = defaultdict(lambda: ToolCallParser(functions))
 
     def answer(self, answers: Sequence[GeneratedAnswer], usage: Usage) -> dict[str, Any]:
         choices = []
-        for index, one in enumerate(answers):
-            text, calls = self.parts(index, one)
+        for index, answer in enumerate(answers):
+            text, calls = self.parts(index, answer)
             message = ChatMessage(content=None if calls and not text.strip() else text, tool_calls=calls or None)
-            choices.append(ChatChoice(**self._choice(index, one, True, calls), message=message))
+            choices.append(ChatChoice(**self._choice(index, answer, True, calls), message=message))
         return ChatCompletion(**self.head, usage=usage, wise=self.metadata(answers), choices=choices).model_dump()
 
     def chunk(self, delta: Delta, first: bool) -> dict[str, Any] | None:
@@ -254,12 +249,12 @@ class ChatSerializer(AnswerSerializer):
         return None if content is None else {"content": content, "refusal": None}
 
     def token_logprobs(self, of: GeneratedAnswer | Delta) -> list[dict[str, Any]] | None:
-        """Those of an answer, or of what a delta adds; None if they were not asked for."""
+        """The log-probabilities of an answer or of a delta; None if they were not asked for."""
         if not self.logprobs:
             return None
         return [
-            self._entry(one.token, one.logprob) | {"top_logprobs": [self._entry(*pair) for pair in one.top]}
-            for one in of.logprobs
+            self._entry(entry.token, entry.logprob) | {"top_logprobs": [self._entry(*pair) for pair in entry.top]}
+            for entry in of.logprobs
         ]
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
@@ -272,60 +267,60 @@ def _number(value: float) -> float:
 
 
 def usage_of(answers: Sequence[GeneratedAnswer]) -> Usage:
-    """Answers to one prompt share it, and it counts once."""
-    prompt = sum({id(one.request.prompt): len(one.request.prompt) for one in answers}.values())
-    new = sum(len(one.tokens) for one in answers)
+    """The usage of all answers; a prompt that several answers share counts once."""
+    prompt = sum({id(answer.request.prompt): len(answer.request.prompt) for answer in answers}.values())
+    new = sum(len(answer.tokens) for answer in answers)
     return Usage(prompt_tokens=prompt, completion_tokens=new, total_tokens=prompt + new)
 
 
-# -- what is wise's own -----------------------------------------------------------------------------
+# -- fields of wise ---------------------------------------------------------------------------------
 
 
 def active_edits(answer: GeneratedAnswer) -> list[ActiveEdit]:
-    """The edits that were active, in the order in which they first were, as the version has them."""
+    """The edits that were active, in the order of their first tokens, as the version has them."""
     positions: dict[str | None, list[int]] = {}
-    for one in answer.routed:
-        if one.open:
-            positions.setdefault(one.edit, []).append(one.position)
-    active = []
+    for token in answer.routed:
+        if token.open:
+            positions.setdefault(token.edit, []).append(token.position)
+    edits = []
     for edit_id, tokens in positions.items():
         edit = None if edit_id is None else answer.request.handle.state.by_id.get(edit_id)
         prompt, target = (edit.prompt, edit.target) if edit else (None, None)
-        active.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
-    return active
+        edits.append(ActiveEdit(id=edit_id, prompt=prompt, target=target, tokens=tokens))
+    return edits
 
 
 def token_routes(service: Service, answers: Sequence[GeneratedAnswer]) -> list[list[TokenRoute]]:
-    """Of each answer every token of prompt and answer; the last one was never read, so it has no route."""
-    routes_of_answers: list[list[TokenRoute]] = []
-    spelled: dict[int, list[str]] = {}
+    """For each answer, the routes of all tokens of prompt and answer; the last token was never read: it has none."""
+    routes_by_answer: list[list[TokenRoute]] = []
+    prompt_texts: dict[int, list[str]] = {}
     for answer in answers:
         prompt = answer.request.prompt
-        if id(prompt) not in spelled:  # answers to one prompt share it, and it is spelled once
-            spelled[id(prompt)] = _spelled(service, prompt)
-        texts = [*spelled[id(prompt)], *_spelled(service, [*prompt, *answer.tokens], len(prompt))]
-        routes = {one.position: one for one in answer.routed}
-        routes_of_answers.append([
+        if id(prompt) not in prompt_texts:  # answers to one prompt share it: it is decoded once
+            prompt_texts[id(prompt)] = _spellings(service, prompt)
+        texts = [*prompt_texts[id(prompt)], *_spellings(service, [*prompt, *answer.tokens], len(prompt))]
+        routes = {token.position: token for token in answer.routed}
+        routes_by_answer.append([
             _route(routes.get(place), place=place, token=text, part="prompt" if place < len(prompt) else "answer")
             for place, text in enumerate(texts)
         ])
-    return routes_of_answers
+    return routes_by_answer
 
 
-def _route(one: RoutedToken | None, **fields: Any) -> TokenRoute:
+def _route(routed: RoutedToken | None, **fields: Any) -> TokenRoute:
     return TokenRoute(
         **fields,
-        edit=one.edit if one else None,
-        slot=one.slot if one and one.open else None,
-        score=finite(one.score) if one else None,
-        threshold=finite(one.threshold) if one else None,
+        edit=routed.edit if routed else None,
+        slot=routed.slot if routed and routed.open else None,
+        score=finite(routed.score) if routed else None,
+        threshold=finite(routed.threshold) if routed else None,
     )
 
 
-def _spelled(service: Service, ids: Sequence[int], first: int = 0) -> list[str]:
-    """Tokens from `first` on, each as it stands in its text, with the space before it if it brings one."""
-    decode, spelled = service.tokenizer.decode, []
+def _spellings(service: Service, ids: Sequence[int], first: int = 0) -> list[str]:
+    """The texts of the tokens from `first` on, each as part of the whole text, with its leading space if it has one."""
+    decode, spellings = service.tokenizer.decode, []
     for position in range(first, len(ids)):
         before = list(ids[max(0, position - CONTEXT) : position])
-        spelled.append(str(decode([*before, ids[position]]))[len(str(decode(before))) :])
-    return spelled
+        spellings.append(str(decode([*before, ids[position]]))[len(str(decode(before))) :])
+    return spellings

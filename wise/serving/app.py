@@ -100,8 +100,8 @@ def _remove_422(app: FastAPI) -> None:
 
 
 class Server(uvicorn.Server):
-    """Starts and serves one service. It announces the shutdown as soon as it is asked for, and not when the last answer
-    is finished. Whoever runs it gets the error of a failed start, which uvicorn would log as a traceback."""
+    """Starts and serves one service. It begins the service's shutdown at the signal, and not when the last answer is
+    finished. A failed start raises its error, which uvicorn would log as a traceback."""
 
     def __init__(self, service: Service, on_start: Callable[[], None] = lambda: None) -> None:
         """on_start: called when the port accepts connections."""
@@ -146,12 +146,13 @@ def run(settings: Settings, show: Callable[[str, str | None], None]) -> None:
         server = Server(service, on_start=lambda: show(url, token))
         signal.signal(signal.SIGTERM, server.handle_exit)  # until uvicorn listens, and when it raises it once more
         server.run(sockets=[listener])
-    gc.freeze()  # as it ends, the interpreter would look through a million objects for garbage, for seconds
+    gc.freeze()  # else the interpreter searches a million objects for garbage at its end, for seconds
 
 
 def build_service(settings: Settings, token: str | None) -> Service:
-    """The service, not started, in a process that does nothing else. token: of the owner, without a file of tokens."""
-    settings.served_name()  # what cannot be served is found before the model is loaded
+    """The service, not started; it changes settings of the whole process. token: of the owner, without a file of
+    tokens."""
+    settings.served_name()  # raises before the model is loaded
     settings.placement()
     sys.setswitchinterval(SWITCH_INTERVAL)
     torch.set_num_threads(1)  # the engine's thread takes `threads`
@@ -160,7 +161,7 @@ def build_service(settings: Settings, token: str | None) -> Service:
     with ExitStack() as on_error:
         store = on_error.enter_context(open_reader(settings.store))
         stored = store.read().config
-        config = settings.wise_config(stored)  # what has no effect is refused before the model is loaded, or told
+        config = settings.wise_config(stored)  # settings without an effect are refused or logged before the model loads
         for warning in without_effect(settings, stored):
             logger.warning("%s", warning)
         logger.info("loading %s: a minute or more if the model is large", settings.model or "the demo model")

@@ -2,10 +2,10 @@
 
 A token is 32 random bytes, so one SHA-256 of it is enough: it cannot be guessed. A line of the file holds a name, a
 scope, the hash, and the expiry and the namespaces if there are any. All hashes are compared, in constant time, so that
-the time of an answer does not tell which tokens exist. A file that changes is read again.
+the time of an answer does not reveal which tokens exist. A file that changes is read again.
 
-A token that is bound to namespaces sees and changes these alone. What is of the whole store (versions, metrics) is
-closed to it. Numbers of tickets, events and versions count over the whole store.
+A token that is bound to namespaces sees and changes only these. It cannot use routes of the whole store (versions,
+metrics). Numbers of tickets, events and versions count over the whole store.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Holder:
 
 
 _holder: ContextVar[Holder | None] = ContextVar("holder", default=None)
-"""Who asks, in the context of a request."""
+"""The holder of the token, in the context of a request."""
 
 
 def sees(namespace: str) -> bool:
@@ -84,7 +84,7 @@ class Tokens:
     """The known tokens."""
 
     def __init__(self, holders: Iterable[tuple[Holder, str]]) -> None:
-        """holders: with the SHA-256 of their tokens, in hex."""
+        """holders: each with the SHA-256 of its token, in hex."""
         self._holders = tuple(holders)
         self._file: Path | None = None
         self._stamp: tuple[int, ...] | None = None
@@ -101,7 +101,7 @@ class Tokens:
 
     @classmethod
     def of_owner(cls, *tokens: str) -> Tokens:
-        """Tokens that are in no file. Each may do everything."""
+        """Tokens that are in no file; each allows everything."""
         return cls((Holder(name="owner", scope=ADMIN), token_digest(token)) for token in tokens)
 
     def holder(self, digest: str) -> Holder | None:
@@ -113,8 +113,8 @@ class Tokens:
                 self._holders = tuple(_parse(self._file))
             except ConfigError as error:
                 logger.error("the file of tokens has changed and is not read: %s", error)
-        holders = [holder for holder, holder_digest in self._holders if hmac.compare_digest(digest, holder_digest)]
-        return holders[-1] if holders else None
+        matches = [holder for holder, holder_digest in self._holders if hmac.compare_digest(digest, holder_digest)]
+        return matches[-1] if matches else None
 
 
 def _stamp(file: Path) -> tuple[int, ...] | None:
@@ -144,14 +144,15 @@ def _parse(file: Path) -> list[tuple[Holder, str]]:
         time, spaces = match["until"], match["namespaces"]
         try:
             until = None if time is None else datetime.fromisoformat(time)
-            bound = None if spaces is None else frozenset(checked_namespace(unquote(one)) for one in spaces.split(","))
+            names = None if spaces is None else [checked_namespace(unquote(space)) for space in spaces.split(",")]
         except EditError as error:
             raise ConfigError(f"{file}:{number}: {error}") from error
         except ValueError as error:
             raise ConfigError(f"{file}:{number}: {error}; a time is as 2030-01-31T12:00:00+00:00") from error
         if until is not None and until.tzinfo is None:
             until = until.replace(tzinfo=UTC)
-        holder = Holder(name=match["name"], scope=match["scope"], until=until, namespaces=bound)
+        namespaces = None if names is None else frozenset(names)
+        holder = Holder(name=match["name"], scope=match["scope"], until=until, namespaces=namespaces)
         holders.append((holder, match["digest"]))
     return holders
 
@@ -182,16 +183,16 @@ def token_line(
 
 
 def write_token(file: Path, token: str) -> None:
-    """Writes a token to a file of its own, which only its owner can read, from its first moment."""
+    """Writes a token to a file of its own, which only its owner can read at any moment."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.unlink(missing_ok=True)
     write_private(file, f"{token}\n".encode())
 
 
 def add_token_line(file: Path, line: str) -> None:
-    """Appends to a file of tokens, which only its owner can read, from its first moment.
+    """Appends to a file of tokens, which only its owner can read at any moment.
 
-    Raises ConfigError, also for a file that holds something else, and for what is no file.
+    Raises ConfigError, also for a file with other content, and for a path that is no file.
     """
     if file.exists():
         if not file.is_file():
@@ -217,16 +218,16 @@ Credentials = Annotated[
 
 
 class Access:
-    """What let a request in, for as long as it lasts: a stream asks again whether it still holds."""
+    """The token that let a request in. A stream checks repeatedly whether the token is still valid."""
 
     def __init__(self, tokens: Tokens, token: str | None, scope: str, *, whole: bool) -> None:
-        """Raises HTTPError if the token does not open what needs this scope; `whole`: and is of no namespace."""
+        """Raises HTTPError if the token lacks this scope, or, with `whole`, is bound to namespaces."""
         self._tokens, self._scope, self._whole = tokens, scope, whole
         self._digest = None if token is None else token_digest(token)
         self.holder = self._current()
 
     def check(self) -> None:
-        """Raises HTTPError if the token has expired, was taken out of the file, or opens something else by now."""
+        """Raises HTTPError if the token has expired, was removed from the file, or has other rights by now."""
         if self._current() != self.holder:
             raise _unauthorized(f"the token of {self.holder.name} was changed; connect again", "changed_api_key")
 
@@ -255,7 +256,7 @@ def _unauthorized(message: str, code: str) -> HTTPError:
 
 Check = Callable[[Request], Holder | None]
 _CHECKS: dict[object, Check] = {}
-"""Of each dependency of this file: what it asks of a request."""
+"""The check of each dependency of this file."""
 
 
 def requires(
@@ -264,8 +265,8 @@ def requires(
     """A dependency that gives the holder of the request's token. A route that has it is an `AuthorizedRoute`, which
     refuses a token without this scope.
 
-    whole: it also refuses a token that is bound to namespaces. A route that does not must hide what `sees` says.
-    unless_open: it lets in anyone if `open_metrics` is set.
+    whole: it also refuses a token that is bound to namespaces. A route without it must hide what `sees` excludes.
+    unless_open: it needs no token if `open_metrics` is set.
     """
 
     def check(request: Request) -> Holder | None:
@@ -279,12 +280,12 @@ def requires(
         _holder.set(access.holder)
         return access.holder
 
-    async def authorized(request: Request, _: Credentials) -> Holder | None:
+    async def authorized_holder(request: Request, _: Credentials) -> Holder | None:
         holder: Holder | None = request.state.checked[check]
         return holder
 
-    _CHECKS[authorized] = check
-    return authorized
+    _CHECKS[authorized_holder] = check
+    return authorized_holder
 
 
 def _checks(dependant: Dependant) -> list[Check]:
@@ -293,22 +294,22 @@ def _checks(dependant: Dependant) -> list[Check]:
 
 
 class AuthorizedRoute(APIRoute):
-    """Looks at the token before anything else: FastAPI itself reads and parses the body before it asks a dependency."""
+    """Checks the token first: FastAPI itself reads and parses the body before it calls a dependency."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle, checks, has_body = super().get_route_handler(), _checks(self.dependant), self.body_field is not None
 
-        async def guarded(request: Request) -> Response:
+        async def handle_authorized(request: Request) -> Response:
             request.state.checked = {check: check(request) for check in checks}
             if has_body:
                 check_structure(await request.body())  # which the request keeps
             return await handle(request)
 
-        return guarded
+        return handle_authorized
 
 
 def details_allowed(request: Request) -> bool:
-    """Whether the request, of a route that needs no token, has one that may read the whole store."""
+    """Whether a request to a route that needs no token has one that may read the whole store."""
     try:
         _CHECKS[_reader](request)
     except HTTPError:

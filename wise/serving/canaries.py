@@ -1,8 +1,8 @@
-"""The canary set: prompts at which no edit may be active, generated on each new version. An alarm says if one is.
+"""The canary set: prompts at which no edit may be active, checked on each new version. If one is, an alarm is raised.
 
-A thread of its own does it, through the engine and behind the users, so that the next version does not wait for it. A
-prompt that cannot be run counts as one at which edits are active at every token: what was not seen to be well raises
-the alarm, and never clears it. A namespace whose memory is the one that was checked before is not asked again.
+A thread runs the prompts in the engine, after the users' requests, so that the next version does not wait for it. A
+prompt that cannot be run counts as if edits were active at each of its tokens: it raises the alarm, and never clears
+it. A namespace whose memory was checked before is not checked again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ ROOM = 0.5
 
 
 class Canaries:
-    """Checks the newest version that it was given."""
+    """Checks the newest version."""
 
     def __init__(
         self, prompts: Sequence[Sequence[int]], engine: Callable[[], Engine], metrics: Metrics, limit: float
@@ -36,7 +36,7 @@ class Canaries:
         """prompts: token ids. limit: share of their tokens above which the alarm is raised."""
         self._prompts, self._engine, self._metrics, self._limit = prompts, engine, metrics, limit
         self._counts: dict[str, tuple[SideMemory, int, int]] = {}
-        """By namespace, the memory that was checked, and what `_count_in_namespace` found."""
+        """By namespace, the memory that was checked, and the result of `_count_in_namespace`."""
         self._changed = threading.Condition()
         self._newest: ServedVersion | None = None
         self._closing = False
@@ -52,7 +52,7 @@ class Canaries:
             self._changed.notify_all()
 
     def check(self, version: ServedVersion) -> None:
-        """Has a version checked, instead of an older one that was not begun."""
+        """Has a version checked, in place of an older one whose check has not started."""
         with self._changed:
             self._newest = version
             self._changed.notify_all()

@@ -1,4 +1,4 @@
-"""Work for a client, which ends when the client leaves."""
+"""Work for a client, which is cancelled when the client leaves."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns. It is cancelled if the client of a request, whose body was read, leaves.
+    """The result of `work`, which is cancelled if the client leaves. The body of the request must have been read.
 
-    Raises what `work` raises, and then HTTPError 499.
+    Raises errors of `work`, and HTTPError 499 if the client left.
     """
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":

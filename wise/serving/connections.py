@@ -1,12 +1,12 @@
-"""Connections: how many there may be, and how long a client may be silent, or slow to send or to read.
+"""Limits of connections: their number, and how long a client may be silent, or slow to send or to read.
 
 uvicorn closes a connection that is silent between two requests. It waits without end for the first request, for a head
 that comes byte by byte, and for a client that does not read, and takes connections until no file descriptor is left.
 This protocol of it adds what is missing. It needs no lock: all of it runs in the event loop.
 
-When there is no room, a new connection takes the place of the oldest one that no token is using: one that is
-silent, or whose request has not been authorized. So strangers cannot keep users out. Only where every connection is in
-use is the new one refused, with an answer that says so.
+When there is no room, a new connection replaces the oldest one that no holder of a token is using: one that is silent,
+or whose request has not been authorized. So strangers cannot keep users out. A new connection is refused, with an
+answer that says so, only if every connection is in use.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ logger = logging.getLogger(__name__)
 BACKLOG = 256
 """Connections that the event loop accepts in one turn, before any of them is looked at."""
 RESERVED = 512
-"""File descriptors for all else: the store, the editor, connections of this turn and those that are refused."""
+"""File descriptors for other uses: the store, the editor, connections of this turn and refused ones."""
 PARTING = 1.0
-"""Seconds in which a client that is refused may read the answer."""
+"""Seconds in which a refused client may read the answer."""
 REFUSALS = 64
-"""Clients that are given the time to read it; more are cut off at once."""
+"""Refused clients that get this time at once; the connections of more are closed at once."""
 IPV6_NETWORK = 64
 """Bits that a provider gives to one customer."""
 HEAD, STALLED = "head", "stalled"
@@ -51,7 +51,7 @@ class Connections:
         self.client_timeout = settings.client_timeout
         """Seconds that a client may take to send a request's head, or to read what is sent to it."""
         self._open: dict[LimitedProtocol, None] = {}
-        """The one that was used last is the last."""
+        """In the order of their last use."""
         self._by_address: Counter[str] = Counter()
         self._refused = 0
         self._last_line = -SECONDS_A_LINE
@@ -61,17 +61,17 @@ class Connections:
         return len(self._open)
 
     def admit(self, new: LimitedProtocol) -> HTTPError | None:
-        """Takes a connection in, or says why not."""
+        """Adds a connection; or returns the error with which it is refused."""
         for count, limit, address in (
             (self._by_address[new.address], self.per_address, new.address),
             (len(self._open), self.total, None),
         ):
             if count >= limit and not self._make_room(address):
                 self._log_refusal(new)
-                whose = "your address has" if address else "the service has"
+                subject = "your address has" if address else "the service has"
                 return HTTPError(
                     HTTPStatus.TOO_MANY_REQUESTS if address else HTTPStatus.SERVICE_UNAVAILABLE,
-                    f"{whose} {limit} connections in use, which is the limit; close one, or try again later",
+                    f"{subject} {limit} connections in use, which are as many as may be; close one, or try again later",
                     type=BUSY,
                     code="too_many_connections",
                     headers={"Retry-After": str(RETRY_AFTER)},
@@ -80,23 +80,23 @@ class Connections:
         self._by_address[new.address] += 1
         return None
 
-    def used(self, one: LimitedProtocol) -> None:
-        if one in self._open:
-            self._open[one] = self._open.pop(one)
+    def touch(self, connection: LimitedProtocol) -> None:
+        if connection in self._open:
+            self._open[connection] = self._open.pop(connection)
 
-    def leave(self, one: LimitedProtocol) -> None:
-        self.parting.discard(one)
-        if one in self._open:
-            del self._open[one]
-            self._by_address[one.address] -= 1
+    def leave(self, connection: LimitedProtocol) -> None:
+        self.parting.discard(connection)
+        if connection in self._open:
+            del self._open[connection]
+            self._by_address[connection.address] -= 1
             self._by_address += Counter()  # addresses without a connection are forgotten
 
     def _make_room(self, address: str | None) -> bool:
-        """Closes the oldest connection that may be, of this address if one is given."""
-        for one in self._open:
-            if address in (None, one.address) and not one.in_use():
-                self.leave(one)
-                one.transport.abort()
+        """Closes the oldest unused connection, of this address if one is given. Returns whether there was one."""
+        for connection in self._open:
+            if address in (None, connection.address) and not connection.in_use():
+                self.leave(connection)
+                connection.transport.abort()
                 return True
         return False
 
@@ -112,16 +112,16 @@ class Connections:
 class LimitedProtocol(H11Protocol):
     """One connection."""
 
-    def __init__(self, connections: Connections, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(**options)
         self._all = connections
         self.address = ""
         self._refused = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
-        """HEAD ends a connection whose request does not come, STALLED one that does not take what is sent."""
+        """HEAD ends a connection whose request does not come, STALLED one whose client does not read."""
 
     def in_use(self) -> bool:
-        """Whether a request that was authorized is being answered, or its answer not read yet."""
+        """Whether an authorized request is being answered, or its answer is not read yet."""
         if self.cycle is None or "access" not in self.scope["state"]:
             return False
         return not self.cycle.response_complete or self.transport.get_write_buffer_size() > 0
@@ -164,7 +164,7 @@ class LimitedProtocol(H11Protocol):
     # -- uvicorn's calls ------------------------------------------------------------------------------
 
     def on_response_complete(self) -> None:
-        self._all.used(self)
+        self._all.touch(self)
         super().on_response_complete()
         self._end_in_time()
 
@@ -182,7 +182,7 @@ class LimitedProtocol(H11Protocol):
     # -- limits ---------------------------------------------------------------------------------------
 
     def _expect(self, name: str, at_end: Callable[[], None]) -> None:
-        """Has `at_end` called when the client's time is over, unless `_stop` is called before."""
+        """Calls `at_end` when the client's time is over, unless `_stop` is called before."""
         if name not in self._timers:
             self._timers[name] = self.loop.call_later(self._all.client_timeout, at_end)
 
@@ -199,7 +199,7 @@ class LimitedProtocol(H11Protocol):
             self.transport.abort()
 
     def _end_in_time(self) -> None:
-        """A connection that is being closed first sends what it holds, for as long as the client takes."""
+        """A closing connection first sends its buffer; this limits the time for that."""
         if self.transport.is_closing():
             self._expect(STALLED, self.transport.abort)
 
@@ -227,7 +227,7 @@ class LimitedProtocol(H11Protocol):
 
 
 def _address(transport: asyncio.BaseTransport) -> str:
-    """Whose connection it is: an IPv4 address, or the network of an IPv6 one, since one customer has all of it."""
+    """The client's IPv4 address, or the network of its IPv6 address, since one customer has all of that network."""
     peer = transport.get_extra_info("peername")
     if not isinstance(peer, tuple):
         return ""
@@ -238,7 +238,8 @@ def _address(transport: asyncio.BaseTransport) -> str:
 
 
 def affordable(limit: int) -> int:
-    """How many of the wanted connections this process has file descriptors for; it asks the system for more first."""
+    """The number of connections, at most `limit`, for which this process has file descriptors; raises its limit of
+    descriptors first."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = limit + RESERVED
     if soft == resource.RLIM_INFINITY or soft >= needed:

@@ -1,4 +1,4 @@
-"""How large an edit may be: what the settings allow, looked at when it is submitted and again before it is trained."""
+"""The limits of an edit's size, checked when it is submitted and again before it is trained."""
 
 from __future__ import annotations
 

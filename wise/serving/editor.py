@@ -2,21 +2,21 @@
 
 Two threads call it, so that no command waits for training:
 
-* **The thread of the model** trains, and does what else needs the model: previews, and deletes of edits that share a
-  slot with others (`merge`, `retrieve`). Between two steps of training it looks whether it must end, and runs what
-  waits for the model in between: a delete at once, a preview as soon as training has had as much time as the previews
-  before it. So previews take half of the time at most, and wait for one another but not for the end of a long edit.
-* **The thread of commands** deletes, erases, rolls back and withdraws what is in training, in the store alone. It also
-  does what other replicas ask for, until they withdraw it, and ends what has expired.
+* **The thread of the model** trains, and runs all other work that needs the model: previews, and deletes of edits that
+  share a slot with others (`merge`, `retrieve`). Between two steps of training it checks whether it must end, and runs
+  the jobs that wait for the model: a delete at once, a preview as soon as training has had as much time as the previews
+  before it. So previews take at most half of the time, and wait for one another but not for the end of a long edit.
+* **The thread of commands** deletes, erases and rolls back in the store, without the model, and withdraws edits from
+  training. It also runs commands of other replicas, until they withdraw them, and deletes expired edits.
 
 Training begins at one version and ends with a commit, maybe at a later one. If edits were only deleted in between,
 which leaves no trace in others' slots, the new edits are committed without them, as if the deletes had come a moment
-later. In every other case the edits are trained again, from the later version. An edit that is withdrawn while it is
-trained is left out, and the others of its batch are trained again. After an erasure they are trained again too, and
-previews that had begun fail, so that nothing is written that repeats what was erased.
+later. In every other case the edits are trained again, from the later version. If an edit is withdrawn during training,
+the other edits of its batch are trained again. After an erasure all edits are trained again too, and running previews
+fail, so that nothing that is written repeats erased text.
 
 An edit fails, with the reason, if it is larger than the settings allow, takes too much CPU time or memory, or was in
-training when an editor ended twice. What fails in a batch is trained by itself, so that the others are not harmed.
+training when an editor ended twice. If a batch fails, each of its edits is trained alone, so that only the cause fails.
 """
 
 from __future__ import annotations
@@ -54,31 +54,31 @@ from wise.training.report import FAILED
 logger = logging.getLogger(__name__)
 
 INTERRUPTED = {"kind": "StoreError", "problem": ENDED_MEANWHILE}
-"""The answer to a command that was begun by a writer that no longer runs."""
+"""The answer to a command whose writer ended while it ran."""
 PREPARING = "the editor is still preparing the model; try again later"
-"""The problem of a command that needs the model before it is there."""
+"""The problem of a command that needs the model before it is ready."""
 LEAVING = "the service ended"
 """Why a ticket was queued again when an editor ended in order."""
 LOST = "the store was lost"
 """Why a ticket was queued again when an editor lost its store, and opened it again."""
 ENDINGS = 2
-"""An edit that was in training when so many editors ended without a word is not trained any more."""
-ASKED_AT_ONCE = 8
-"""Texts of a preview that are asked between two looks at what else waits."""
-TELL = 0.5
+"""An edit that was in training when so many editors crashed is not trained any more."""
+PROMPTS_AT_ONCE = 8
+"""Prompts of a preview that are answered between two checks for waiting jobs."""
+REPORT_INTERVAL = 0.5
 """Seconds between two reports of progress."""
 
 EDIT, PREVIEW, DELETE = "edit", "preview", "delete"
-"""What needs the model."""
+"""Work that may need the model."""
 
 Answer = Callable[[dict[str, Any]], None]
 """Called with the answer to a command, in either thread."""
 Tell = Callable[..., None]
-"""Called with what changed of the editor's status, by name."""
+"""Called with the changed fields of the editor's status, by name."""
 
 
 class Leave(Exception):
-    """The editor is to end."""
+    """The editor must end."""
 
 
 class LimitError(EditError):
@@ -86,7 +86,7 @@ class LimitError(EditError):
 
 
 class _Restart(Exception):
-    """What is trained must be trained again: from another version, or without an edit that was withdrawn."""
+    """The batch must be trained again: from another version, or without an edit that was withdrawn."""
 
 
 class _Job(NamedTuple):
@@ -95,20 +95,20 @@ class _Job(NamedTuple):
     name: str
     arguments: Mapping[str, Any]
     answer: Answer
-    is_wanted: Callable[[], bool]
-    """Whether anybody still waits for the answer."""
+    is_awaited: Callable[[], bool]
+    """Whether a client still waits for the answer."""
 
 
 @dataclass(eq=False)
 class _Work:
-    """What the thread of the model does, and the CPU seconds that it may use. `goes_on` raises if it must end."""
+    """Work of the thread of the model, and the CPU seconds that it may use. `goes_on` raises if the work must end."""
 
     kind: str
     seconds: float
     goes_on: Callable[[], None]
     started_at: float = field(default_factory=time.thread_time)
     aside: float = 0.0
-    """Seconds of other work that was done in between."""
+    """Seconds of other work that ran in between."""
 
     def check(self) -> None:
         self.goes_on()
@@ -118,7 +118,7 @@ class _Work:
 
 
 class Editor:
-    """Edits `store`, which was opened as its writer. See the head of this file for who may call what."""
+    """Edits `store`, which was opened as its writer. The head of this file says which thread may call which method."""
 
     def __init__(self, store: Store, settings: Settings, tell: Tell = lambda **_: None) -> None:
         store.commands.abandon(INTERRUPTED)
@@ -127,35 +127,35 @@ class Editor:
         self._changing = threading.RLock()
         """Held while the store is changed. Guards `_training` and `_stale`."""
         self._training: dict[str, Ticket] = {}
-        """By edit id, what is claimed and neither committed nor failed nor withdrawn."""
+        """By edit id, tickets that are claimed and not yet committed, failed or withdrawn."""
         self._stale = False
-        """What is trained now began at a version that it cannot follow."""
+        """Whether the current training began at a version on which its result cannot be committed any more."""
         self._erasures = 0
         oldest = store.journal.tickets(status=QUEUED, limit=settings.edit_batch or EDITS_AT_ONCE)
         self._careful = any(map(self._endings, oldest))
-        """Edits are trained one by one: one of them may have ended an editor."""
+        """Whether edits are trained one by one, because one of them may have crashed an editor."""
         self._news = threading.Condition()
         """Guards the jobs."""
-        self._deletes: deque[_Job] = deque()
-        self._previews: deque[_Job] = deque()
-        self._from_replicas: set[str] = set()
+        self._delete_jobs: deque[_Job] = deque()
+        self._preview_jobs: deque[_Job] = deque()
+        self._remote_commands: set[str] = set()
         """Ids of the commands that other replicas wait for."""
         self._expiring: set[str] = set()
         self._not_expired = ""
-        """Why edits could not be deleted whose time is over."""
+        """Why expired edits could not be deleted."""
         self._collected = 0
         """The current version when old ones were last collected."""
         self._works: list[_Work] = []
-        """What is being done, the innermost last."""
+        """The work in progress, the innermost last."""
         self._preview_due = 0.0
-        """CPU time of this thread from which training makes way for a preview."""
+        """CPU time of this thread from which on a preview may interrupt training."""
         self._reported_at = 0.0
         self._leaving = threading.Event()
 
     # -- the thread of the model --------------------------------------------------------------------
 
     def prepare(self, model: WiseModel) -> None:
-        """Takes a model, which serves no requests, to edit with. Raises StoreError if it does not fit the store."""
+        """Edits with this model from now on; it serves no requests. Raises StoreError if it does not fit the store."""
         make_ready(
             model,
             self._store.read(),
@@ -166,15 +166,15 @@ class Editor:
         self._prepared = model
 
     @property
-    def is_lost(self) -> bool:
-        """Whether the store must be opened again; nothing that this editor does counts any more."""
+    def has_lost_store(self) -> bool:
+        """Whether the store must be opened again; this editor can then change nothing any more."""
         return self._store.backend.is_lost
 
     def give_up(self) -> None:
-        """Answers what waits for the model, and takes nothing more that needs it."""
+        """Answers the jobs that wait for the model, and refuses further jobs that need it."""
         with self._news:
             self._prepared = None
-            waiting = [*self._deletes, *self._previews]
+            waiting = [*self._delete_jobs, *self._preview_jobs]
         for job in waiting:
             job.answer(INTERRUPTED)
 
@@ -187,24 +187,23 @@ class Editor:
     def wait(self, seconds: float) -> None:
         """Returns when a job comes, or after so many seconds."""
         with self._news:
-            if not (self._deletes or self._previews or self._leaving.is_set()):
+            if not (self._delete_jobs or self._preview_jobs or self._leaving.is_set()):
                 self._news.wait(seconds)
 
     def work(self) -> bool:
-        """Runs what waits for the model, and trains and commits the oldest queued edits. Returns False if there was
-        nothing to do. Raises StoreError if the store does not take the result, and Leave after `leave`; the edits are
-        then queued again."""
+        """Runs waiting jobs, and trains and commits the oldest queued edits. Returns False if there was nothing to do.
+        Raises StoreError if the store refuses the result, and Leave after `leave`; the edits are then queued again."""
         try:
-            self._leave_if_told()
-            ran = self._run_next(self._deletes)
+            self._leave_if_requested()
+            ran = self._run_next(self._delete_jobs)
             self._collect()
-            self._queue_again("the store did not take it")  # what could not be queued again before
+            self._queue_again("the store did not take it")  # edits that could not be queued again before
             tickets = self._claim()
             if not tickets:
-                return self._run_next(self._previews) or ran
-            unfinished = [ticket for ticket in tickets if ticket.edit.id in self._training]
-            if unfinished:
-                self._train_all(unfinished)
+                return self._run_next(self._preview_jobs) or ran
+            remaining = [ticket for ticket in tickets if ticket.edit.id in self._training]
+            if remaining:
+                self._train_all(remaining)
         except (StoreError, Leave) as error:
             self._queue_again(str(error) or LEAVING)
             raise
@@ -212,7 +211,7 @@ class Editor:
 
     def _claim(self) -> list[Ticket]:
         with self._changing:
-            self._leave_if_told()  # what is claimed after `leave` would not be queued again
+            self._leave_if_requested()  # tickets that are claimed after `leave` would not be queued again
             tickets = self._store.claim(1 if self._careful else self._most())
             self._training = {ticket.edit.id: ticket for ticket in tickets}
             endings = {ticket.edit.id: self._endings(ticket) for ticket in tickets}
@@ -233,12 +232,12 @@ class Editor:
         return self._settings.edit_batch or self._model.trainer.writer.at_once * (self._settings.edit_workers or 1)
 
     def _endings(self, ticket: Ticket) -> int:
-        """How many editors have ended without a word while it was in training."""
+        """How many editors have crashed while it was in training."""
         events = self._store.journal.events(ticket=ticket.number)
         return sum(event.kind == QUEUED and event.detail.get("why") == ENDED for event in events)
 
     def _train_all(self, tickets: Sequence[Ticket]) -> None:
-        """Trains edits together. If that fails, each by itself, so that only those at fault fail."""
+        """Trains edits together; if that fails, each alone, so that only the cause fails."""
         try:
             return self._train(tickets)
         except RefusedError as error:
@@ -249,13 +248,13 @@ class Editor:
             if not isinstance(error, WiseError):
                 fields = {"edits": [ticket.edit.id for ticket in tickets]}
                 logger.exception("training failed", extra={"fields": fields})
-            failure = _named(error, self._settings)
-        unfinished = [ticket for ticket in tickets if ticket.edit.id in self._training]
+            failure = _with_advice(error, self._settings)
+        remaining = [ticket for ticket in tickets if ticket.edit.id in self._training]
         trim_heap()
-        if len(unfinished) == 1 == len(tickets):
-            self._fail(unfinished[0], f"{type(failure).__name__}: {failure}"[:500], error_without_texts(failure))
+        if len(remaining) == 1 == len(tickets):
+            self._fail(remaining[0], f"{type(failure).__name__}: {failure}"[:500], error_without_texts(failure))
             return
-        for ticket in unfinished:
+        for ticket in remaining:
             self._train_all([ticket])
 
     def _fail(self, ticket: Ticket, why: str, logged: str) -> None:
@@ -263,7 +262,7 @@ class Editor:
         with self._changing:
             if ticket.edit.id in self._training:
                 self._store.fail([ticket], detail={"status": FAILED, "why": why})
-                del self._training[ticket.edit.id]  # not before: what the store did not take is queued again
+                del self._training[ticket.edit.id]  # only now: if the store refuses it, the edit is queued again
         fields = {"edit": ticket.edit.id, "ticket": ticket.number, "error": logged}
         logger.warning("an edit failed; GET /v1/edits/ID says why", extra={"fields": fields})
 
@@ -303,7 +302,7 @@ class Editor:
                 _following(state, before, current),
                 parent=current.version,
                 config=self._model.wise_config,
-                base=current.base or self._model.fingerprint(),  # a store stays one of the precision it began in
+                base=current.base or self._model.fingerprint(),  # a store keeps its first precision
                 outcomes={outcome.id: asdict(outcome) for outcome in outcomes},
                 author=", ".join(sorted({edit.author for edit in edits if edit.author})) or None,
             )
@@ -314,7 +313,7 @@ class Editor:
         trim_heap()
 
     def _collect(self) -> None:
-        """Collects old versions once so many came as are kept, whatever made them."""
+        """Collects old versions after every `keep_versions` new versions."""
         keep, current = self._settings.keep_versions, self._store.journal.version().number
         if current - self._collected < keep:
             return
@@ -326,13 +325,13 @@ class Editor:
 
     def _show_progress(self, done: int) -> None:
         now = time.monotonic()
-        if now - self._reported_at >= TELL:
+        if now - self._reported_at >= REPORT_INTERVAL:
             self._reported_at = now
             self._tell(done=done)
 
     @contextmanager
     def _working(self, work: _Work) -> Any:
-        """What runs within the block is `work`, and its time is none of the work around it."""
+        """The block runs `work`; its time does not count for the work around it."""
         self._works.append(work)
         try:
             yield
@@ -343,16 +342,16 @@ class Editor:
                 around.aside += spent - work.aside
 
     def _between_steps(self) -> None:
-        """Ends the work that is being done if it must end, and does what may not wait for its end."""
-        self._leave_if_told()
-        if self.is_lost:
+        """Ends the current work if it must end, and runs jobs that cannot wait for its end."""
+        self._leave_if_requested()
+        if self.has_lost_store:
             raise StoreError(f"{LOST} meanwhile, and is opened again; try again later")
         work = self._works[-1]
         work.check()
         if work.kind != DELETE:
-            self._run_next(self._deletes)
+            self._run_next(self._delete_jobs)
         if work.kind == EDIT and time.thread_time() >= self._preview_due:
-            self._run_next(self._previews)
+            self._run_next(self._preview_jobs)
 
     def _run_next(self, jobs: deque[_Job]) -> bool:
         """Runs the next of the jobs. Returns False if there is none."""
@@ -360,36 +359,38 @@ class Editor:
             if not jobs:
                 return False
             job = jobs.popleft()
-        if not job.is_wanted():
+        if not job.is_awaited():
             return True
         start = time.thread_time()
 
         def run() -> dict[str, Any]:
-            with torch.enable_grad(), self._model.disabled():  # whatever the work around it has set
+            with torch.enable_grad(), self._model.disabled():  # independent of the work around it
                 if job.name == PREVIEW:
-                    return self.preview(**job.arguments, is_wanted=job.is_wanted)
+                    return self.preview(**job.arguments, is_awaited=job.is_awaited)
                 return self._delete_rewriting(**job.arguments)
 
-        _run_command(job.name, run, job.answer)
+        _run_and_answer(job.name, run, job.answer)
         if job.name == PREVIEW:
             now = time.thread_time()
             self._preview_due = now + (now - start)
         return True
 
     def preview(
-        self, edit: Mapping[str, Any], prompts: Sequence[str], is_wanted: Callable[[], bool] = lambda: True
+        self, edit: Mapping[str, Any], prompts: Sequence[str], is_awaited: Callable[[], bool] = lambda: True
     ) -> dict[str, Any]:
-        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored. It ends
-        when `is_wanted` says no. Raises EditError as `Trainer.edit` does, LimitError if it takes too long."""
+        """Answers to an edit's own prompt and to others, before and after the edit, which is not stored.
+
+        Raises EditError as `Trainer.edit` does, LimitError if it takes too long, StoreError if it is not awaited any
+        more."""
         model, new = self._model, Edit.from_dict(edit)
         check_size(new, model.encoder, self._settings)
         erasures = self._erasures
         before = within(self._store.read().state, new.namespace)
-        prompt_ids = [model.encoder.own_prompt(new), *prompts]
+        questions = [model.encoder.own_prompt(new), *prompts]
 
         def goes_on() -> None:
-            if not is_wanted():
-                raise StoreError("the client of this preview left")
+            if not is_awaited():
+                raise StoreError("nobody waits for this preview any more")
             if self._erasures != erasures:
                 raise StoreError("an edit was erased meanwhile; ask for the preview again")
 
@@ -398,43 +399,45 @@ class Editor:
                 after, report = model.trainer.edit(before, [new], serve=model.serving)
                 [outcome] = model.trainer.with_before(before, [new], report.outcomes, serve=model.serving)
             answers: list[dict[str, str]] = []
-            for start in range(0, len(prompt_ids), ASKED_AT_ONCE):
+            for start in range(0, len(questions), PROMPTS_AT_ONCE):
                 self._between_steps()
-                texts = []
+                answer_pair = []
                 for state in (before, after):
                     with model.serving(state):
-                        texts.append(model.ask(prompt_ids[start : start + ASKED_AT_ONCE]))
-                pairs = zip(*texts, strict=True)
-                answers += [{"prompt": o.prompt, "before": o.text, "after": n.text} for o, n in pairs]
+                        answer_pair.append(model.ask(questions[start : start + PROMPTS_AT_ONCE]))
+                answers += [
+                    {"prompt": answer.prompt, "before": answer.text, "after": edited_answer.text}
+                    for answer, edited_answer in zip(*answer_pair, strict=True)
+                ]
             goes_on()
         return {"outcome": asdict(outcome), "replaced": list(report.replaced), "answers": answers}
 
     def _delete_rewriting(
         self, edit_ids: Sequence[str], author: str | None, reason: str | None, *, expired: bool = False
     ) -> dict[str, Any]:
-        """Deletes edits that share slots with others, which are written anew without them."""
+        """Deletes edits that share slots with others; the slots are rewritten without them."""
         model = self._model
         with self._working(_Work(DELETE, float("inf"), lambda: None)):
             while True:
                 before = self._store.read()
                 live = [edit_id for edit_id in edit_ids if edit_id in before.tickets]
-                remaining = forget_edits(model, before.state, live, self._between_steps) if live else before.state
+                after = forget_edits(model, before.state, live, self._between_steps) if live else before.state
                 with self._changing:
                     if self._store.read().version == before.version:
-                        forget = partial(_unchanged, remaining)
-                        return self._deleted(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
+                        forget = partial(_return_state, after)
+                        return self._delete(edit_ids, author, reason, forget=forget, expired=expired).to_dict()
 
     # -- the thread of commands ---------------------------------------------------------------------
 
     def do(
-        self, name: str, arguments: Mapping[str, Any], answer: Answer, is_wanted: Callable[[], bool] = lambda: True
+        self, name: str, arguments: Mapping[str, Any], answer: Answer, is_awaited: Callable[[], bool] = lambda: True
     ) -> bool:
-        """Runs a command, or queues it if it needs the model; see `_run_command`. Returns whether it waits. wanted:
-        whether anybody still waits for the answer."""
+        """Runs a command, or queues it if it needs the model; see `_run_and_answer`. Returns whether it was queued.
+        is_awaited: whether a client still waits for the answer."""
         commands: dict[str, Callable[..., Version | Erasure]] = {
-            DELETE: self._deleted,
-            "rollback": self._rolled_back,
-            "erase": self._erased,
+            DELETE: self._delete,
+            "rollback": self._roll_back,
+            "erase": self._erase,
         }
 
         def run() -> dict[str, Any] | None:
@@ -443,20 +446,22 @@ class Editor:
             with self._news:
                 if self._prepared is None:
                     raise StoreError(PREPARING)
-                (self._previews if name == PREVIEW else self._deletes).append(_Job(name, arguments, answer, is_wanted))
+                jobs = self._preview_jobs if name == PREVIEW else self._delete_jobs
+                jobs.append(_Job(name, arguments, answer, is_awaited))
                 self._news.notify_all()
             return None
 
-        return not _run_command(name, run, answer)
+        return not _run_and_answer(name, run, answer)
 
     def attend(self) -> None:
-        """Takes up what other replicas ask for, ends what they withdrew and what has expired. Raises StoreError."""
+        """Runs commands of other replicas, ends those that they withdrew, and deletes expired edits. Raises
+        StoreError."""
         while command := self._store.commands.claim():
-            self._from_replicas.add(command.id)
-            is_wanted = partial(self._from_replicas.__contains__, command.id)
-            self.do(command.name, command.arguments, partial(self._reply, command.id), is_wanted)
-        if self._from_replicas:
-            self._from_replicas &= self._store.commands.claimed()
+            self._remote_commands.add(command.id)
+            is_awaited = partial(self._remote_commands.__contains__, command.id)
+            self.do(command.name, command.arguments, partial(self._reply, command.id), is_awaited)
+        if self._remote_commands:
+            self._remote_commands &= self._store.commands.claimed()
         late = [t.edit.id for t in self._store.expired() if t.edit.id not in self._expiring]
         if late:
             self._expiring.update(late)
@@ -465,10 +470,10 @@ class Editor:
         elif self._not_expired and not self._expiring:
             self._note_expiry([], {})
 
-    def _note_expiry(self, edit_ids: Sequence[str], result: dict[str, Any]) -> None:
-        """Says once why edits could not be deleted whose time is over, however often that is tried."""
+    def _note_expiry(self, edit_ids: Sequence[str], answer: dict[str, Any]) -> None:
+        """Reports once why expired edits could not be deleted, however often that is tried."""
         self._expiring.difference_update(edit_ids)
-        problem = result.get("problem", "")
+        problem = answer.get("problem", "")
         if problem == self._not_expired:
             return
         self._not_expired = problem
@@ -477,15 +482,15 @@ class Editor:
             fields = {"edits": listed(edit_ids)}
             logger.error("edits whose time is over are still served; GET /v1/status says why", extra={"fields": fields})
 
-    def _reply(self, command: str, result: dict[str, Any]) -> None:
-        self._from_replicas.discard(command)
+    def _reply(self, command: str, answer: dict[str, Any]) -> None:
+        self._remote_commands.discard(command)
         try:
-            self._store.commands.answer(command, result)
+            self._store.commands.answer(command, answer)
         except StoreError as error:
             logger.error("the answer to another replica could not be stored: %s", error)
 
     def leave(self) -> None:
-        """Has `work` end at its next step; what is in training is queued again at once."""
+        """Ends `work` at its next step; edits in training are queued again at once."""
         self._leaving.set()
         with self._news:
             self._news.notify_all()
@@ -494,7 +499,7 @@ class Editor:
         except StoreError as error:  # the next writer does it
             logger.error("what was in training could not be queued again: %s", error)
 
-    def _leave_if_told(self) -> None:
+    def _leave_if_requested(self) -> None:
         if self._leaving.is_set():
             raise Leave
 
@@ -509,7 +514,7 @@ class Editor:
         before = self._store.read()
         return bool(before.state.sharing([edit_id for edit_id in edit_ids if edit_id in before.tickets]))
 
-    def _deleted(
+    def _delete(
         self,
         edit_ids: Sequence[str],
         author: str | None,
@@ -526,13 +531,13 @@ class Editor:
             self._stale = self._stale or (forget is not None and version.number != before)
             return version
 
-    def _rolled_back(self, version: int, author: str | None, reason: str | None) -> Version:
+    def _roll_back(self, version: int, author: str | None, reason: str | None) -> Version:
         with self._changing:
-            made = self._store.rollback(version, author=author, reason=reason)
+            new_version = self._store.rollback(version, author=author, reason=reason)
             self._stale = True
-            return made
+            return new_version
 
-    def _erased(self, edit_ids: Sequence[str], author: str | None, reason: str | None, with_author: bool) -> Erasure:
+    def _erase(self, edit_ids: Sequence[str], author: str | None, reason: str | None, with_author: bool) -> Erasure:
         with self._changing:
             self._stale = True
             self._erasures += 1
@@ -540,35 +545,36 @@ class Editor:
 
 
 def _following(state: MemoryState, before: Snapshot, current: Snapshot) -> MemoryState:
-    """What was trained on `before`, on `current`: without the edits that were deleted in between.
+    """The state that was trained on `before`, as a successor of `current`: without the edits that were deleted between.
 
-    Raises _Restart if anything else happened, or a deleted edit left its trace in a slot.
+    Raises _Restart if there was another change, or a deleted edit left a trace in a slot.
     """
     if before.version == current.version:
         return state
-    removed = before.tickets.keys() - current.tickets.keys()
-    if current.tickets.items() - before.tickets.items() or before.state.sharing(removed) or state.sharing(removed):
+    deleted_ids = before.tickets.keys() - current.tickets.keys()
+    has_new_tickets = bool(current.tickets.items() - before.tickets.items())
+    if has_new_tickets or before.state.sharing(deleted_ids) or state.sharing(deleted_ids):
         raise _Restart
-    return state.without(removed)
+    return state.without(deleted_ids)
 
 
-def _named(error: Exception, settings: Settings) -> Exception:
-    """An error of a library as one that says what to do, where it is known what it means."""
+def _with_advice(error: Exception, settings: Settings) -> Exception:
+    """The error; for memory errors of libraries a LimitError that says what to do."""
     no_memory = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError)
     if no_memory or "can't allocate memory" in str(error):
         return LimitError(f"it took more memory than edit_memory={settings.edit_memory:g} GiB allows, or than there is")
     return error
 
 
-def _unchanged(state: MemoryState, *_: object) -> MemoryState:
+def _return_state(state: MemoryState, *_: object) -> MemoryState:
     return state
 
 
-def _run_command(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
-    """Runs a command, and answers it with what was `done`, or the `kind` of an error and the `problem`. Returns False
-    if it was only queued, and so is not answered."""
+def _run_and_answer(name: str, run: Callable[[], dict[str, Any] | None], answer: Answer) -> bool:
+    """Runs a command, and answers with its result as `done`, or with the `kind` of an error and the `problem`. Returns
+    False if the command was only queued, and so is not answered yet."""
     try:
-        done = run()
+        result = run()
     except Leave:
         answer(INTERRUPTED)
         raise
@@ -578,6 +584,6 @@ def _run_command(name: str, run: Callable[[], dict[str, Any] | None], answer: An
         kind = next((kind.__name__ for kind in type(error).__mro__ if kind.__name__ in KINDS), "StoreError")
         answer({"kind": kind, "problem": str(error)})
         return True
-    if done is not None:
-        answer({"done": done})
-    return done is not None
+    if result is not None:
+        answer({"done": result})
+    return result is not None

@@ -1,7 +1,7 @@
 """The service's client of its editor: it starts the process, follows its status, and sends it commands.
 
-Whoever sends a command only puts it into a queue, which a thread of its own empties into the pipe. So an editor that
-reads nothing, because it was stopped or gets no CPU, blocks no request: the command is answered when its time is over.
+A command is put into a queue, which a thread empties into the pipe. So an editor that reads nothing, because it was
+stopped or gets no CPU, blocks no caller: the command fails when its time is over.
 """
 
 from __future__ import annotations
@@ -40,23 +40,24 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 60.0
 STARTING, WAITING, PREPARING, READY, FAILING, ENDED = (
     "starting", "waiting", "preparing", "ready", "failing", "ended"
 )  # fmt: skip
-"""States of the editor: not yet heard of; waiting for another writer to end; the writer, whose model is being prepared;
-working; refused by the store; not running, and started again soon."""
+"""States of the editor: it has not reported yet; it waits for another writer to end; it is the writer and prepares its
+model; it works; the store refuses its writes; it does not run, and is started again soon."""
 STATES = (STARTING, WAITING, PREPARING, READY, FAILING, ENDED)
 ENDED_MEANWHILE = "the editor ended meanwhile; see whether it was done, and try again"
 NOT_THE_WRITER = {"kind": "StoreError", "problem": "another process is the writer of this store by now; try again"}
 """The answer to a command by an editor that has no store."""
 
 Worker = BaseProcess | threading.Thread
-"""What runs the editor's end: a process, or a thread in tests."""
+"""Runs the editor's end: a process, or a thread in tests."""
 
 
 class EditorClient:
     """Starts the editor, follows its state, and sends it commands. Its methods may be called from any thread."""
 
-    def __init__(self, make: Callable[[Connection], Worker], restarted: Callable[[], None] = lambda: None) -> None:
-        """make: a worker, not started, for the other end of a pipe. restarted: called when one ended by itself."""
-        self._make, self._restarted = make, restarted
+    def __init__(self, make: Callable[[Connection], Worker], on_restart: Callable[[], None] = lambda: None) -> None:
+        """make: a worker, not started, for the other end of a pipe. on_restart: called when a worker ended by
+        itself."""
+        self._make, self._on_restart = make, on_restart
         self._lock = threading.Lock()
         self._pending: dict[int, Future[dict[str, Any]]] = {}
         self._count = 0
@@ -64,40 +65,40 @@ class EditorClient:
         self._outbox: SimpleQueue[bytes | None] | None = None
         self._worker: Worker | None = None
         self._endings = 0
-        """How often in a row it ended before it was ready."""
+        """How many times in a row it ended before it was ready."""
         self.state = STARTING
         self.why = ""
         """The reason for a state in which it does not work."""
         self.stage = ""
-        """What it does while it prepares."""
+        """The current step of its preparation."""
         self.training: Sequence[str] = ()
-        """Ids of the edits that it trains, of which so many are `done`."""
+        """Ids of the edits that it trains; `done` of them are finished."""
         self.done = self.restarts = 0
         self.since = time.monotonic()
         """When state or stage last changed."""
         self._cpu: tuple[float, float] | None = None
-        """When it was last heard of, and its CPU time then."""
+        """The time of its last sign of life, and its CPU time then."""
         self.cpu_share: float | None = None
-        """CPU seconds that it had in each second between its last signs of life."""
+        """CPU seconds in each second between its last two signs of life."""
         self._thread = threading.Thread(target=self._run, name="wise-editor-client", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def leave(self) -> None:
-        """Tells the editor to end, after the commands that it has been sent. A signal handler may call it."""
+        """Asks the editor to end after the commands that were sent before. A signal handler may call it."""
         self._closing.set()
         outbox = self._outbox
         if outbox is not None:
             outbox.put(json.dumps({"leave": True}).encode())
 
     def close(self, seconds: float) -> None:
-        """Ends the editor; kills it after so many seconds, or at once if it was not heard of yet."""
+        """Ends the editor; kills it after so many seconds, or at once if it has not reported yet."""
         with self._lock:
             self.leave()
-            has_started = self.state != STARTING
+            has_reported = self.state != STARTING
         if self._thread.ident is not None:
-            self._thread.join(seconds if has_started else 0)
+            self._thread.join(seconds if has_reported else 0)
         worker = self._worker
         if isinstance(worker, BaseProcess) and worker.pid is not None and worker.is_alive():
             worker.kill()  # the store survives it
@@ -105,12 +106,12 @@ class EditorClient:
 
     @property
     def silent(self) -> float:
-        """Seconds since it was last heard of; 0 if it does not run."""
+        """Seconds since its last sign of life; 0 if it does not run."""
         return 0.0 if self._cpu is None else time.monotonic() - self._cpu[0]
 
     async def call(self, name: str, **arguments: Any) -> dict[str, Any]:
-        """Has the editor run a command. Raises what that raised, BusyError if too many are under way, or StoreError if
-        it does not run or takes too long."""
+        """Has the editor run a command. Raises errors of the command, BusyError if too many are under way, or
+        StoreError if the editor does not run or takes too long."""
         number, answer = self._submit(name, arguments)
         try:
             waiting: asyncio.Future[dict[str, Any]] = asyncio.wrap_future(answer)
@@ -147,40 +148,39 @@ class EditorClient:
             with self._lock:
                 self.state, self.since, self._cpu = ENDED, time.monotonic(), None
                 self.stage, self.training, self.done, self.cpu_share = "", (), 0, None
-                pending, self._pending = self._pending, {}
-            for answer in pending.values():
+                unanswered, self._pending = self._pending, {}
+            for answer in unanswered.values():
                 with suppress(InvalidStateError):
                     answer.set_exception(StoreError(ENDED_MEANWHILE))
             if self._closing.is_set():
                 return
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**self._endings)
             self._endings, self.restarts = min(self._endings + 1, 30), self.restarts + 1
-            self._restarted()
+            self._on_restart()
             logger.error("the editor ended (%s); it is started again in %g s", self.why or "no reason given", pause)
             self._closing.wait(pause)
 
     def _serve(self) -> None:
-        """Starts an editor and hears what it says, until it ends."""
-        connection, others = multiprocessing.Pipe()
+        """Starts an editor and receives its messages until it ends."""
+        near_end, far_end = multiprocessing.Pipe()
         outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        with connection:
+        with near_end:
             with self._lock, ExitStack() as unused:
-                unused.callback(others.close)
+                unused.callback(far_end.close)
                 if self._closing.is_set():
                     return
                 self.state, self.why, self.since = STARTING, "", time.monotonic()
-                worker = self._worker = self._make(others)
+                worker = self._worker = self._make(far_end)
                 with _interrupts_blocked():
                     worker.start()
                 self._outbox = outbox
-                if isinstance(worker, threading.Thread):  # a process has its own; with this one its end went unnoticed
+                if isinstance(worker, threading.Thread):  # a process has a copy; with this one its end is unnoticed
                     unused.pop_all()
-            arguments = (connection, outbox)
-            sender = threading.Thread(target=_send_all, args=arguments, name="wise-editor-sender", daemon=True)
+            sender = threading.Thread(target=_send_all, args=(near_end, outbox), name="wise-editor-sender", daemon=True)
             sender.start()
             with suppress(EOFError, OSError):
                 while True:
-                    self._receive(json.loads(connection.recv_bytes()))
+                    self._receive(json.loads(near_end.recv_bytes()))
             with self._lock:
                 self._outbox = None
             outbox.put(None)
@@ -196,7 +196,7 @@ class EditorClient:
         with self._lock:
             answer = self._pending.pop(message["id"], None)
         if answer is not None:
-            with suppress(InvalidStateError):  # its client left
+            with suppress(InvalidStateError):  # its caller does not wait any more
                 answer.set_result(message["answer"])
 
     def _note(self, status: Mapping[str, Any]) -> None:
@@ -206,7 +206,7 @@ class EditorClient:
                 self.cpu_share = (status["cpu"] - self._cpu[1]) / max(now - self._cpu[0], 1e-3)
             self._cpu = now, status["cpu"]
         if any(name in status and status[name] != getattr(self, name) for name in ("state", "stage")):
-            self.since = now  # not with each attempt of one that waits for the store, or is refused by it
+            self.since = now  # not with each attempt to open the store, or to write to it
         for name in ("training", "done", "stage", "why", "state"):  # the state last: others read it first
             setattr(self, name, status.get(name, getattr(self, name)))
         if self.state == READY:
@@ -215,8 +215,8 @@ class EditorClient:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """A process that is started within the block ignores Ctrl-C, which a terminal sends to all; the service ends it."""
-    _start_tracker()  # as it starts, it unblocks them
+    """A process that is started within the block ignores Ctrl-C, which a terminal sends to all: a message ends it."""
+    _start_tracker()  # its start unblocks the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -225,8 +225,8 @@ def _interrupts_blocked() -> Iterator[None]:
 
 
 def _start_tracker() -> None:
-    """Starts Python's tracker of semaphores, which all processes of the service share. It removes what a killed process
-    left behind, and would say so on stderr as text, where all is JSON."""
+    """Starts Python's tracker of semaphores, which all processes of the service share. It removes the semaphores of a
+    killed process, and would report that on stderr as text, where all lines are JSON."""
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = f"{before or 'default'},ignore:resource_tracker"
     try:
@@ -237,7 +237,7 @@ def _start_tracker() -> None:
 
 
 def _send_all(connection: Connection, outbox: SimpleQueue[bytes | None]) -> None:
-    with suppress(OSError):  # the reader notices that it has ended
+    with suppress(OSError):  # the thread that reads notices the end
         while (message := outbox.get()) is not None:
             connection.send_bytes(message)
 
@@ -250,15 +250,15 @@ KINDS: dict[str, type[WiseError]] = {kind.__name__: kind for kind in (ConfigErro
 
 
 def command_result(answer: Mapping[str, Any]) -> dict[str, Any]:
-    """What was done. Raises what the writer raised."""
+    """The result of a command. Raises the writer's error."""
     if "done" in answer:
         return dict(answer["done"])
     raise KINDS.get(answer["kind"], StoreError)(answer["problem"])
 
 
 async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Has the store's writer, in another replica, run a command. Cancelled, it withdraws the command, which ends there
-    too. Raises what the writer raised, or StoreError if none takes it up or it takes too long."""
+    """Has the store's writer, in another replica, run a command. If this call is cancelled, the command is withdrawn
+    and ends there too. Raises the writer's error, or StoreError if no writer runs it or it takes too long."""
     queued = asyncio.ensure_future(asyncio.to_thread(store.commands.enqueue, name, arguments, COMMAND_TIMEOUT))
     try:
         command = await asyncio.shield(queued)
@@ -268,7 +268,7 @@ async def send_to_writer(store: Store, name: str, arguments: Mapping[str, Any]) 
             if answer is not None:
                 return command_result(answer)
             await asyncio.sleep(POLL)
-    except asyncio.CancelledError:  # its client left
+    except asyncio.CancelledError:  # the caller does not wait any more
         with suppress(StoreError):  # it was not queued, or ends by its time
             await asyncio.to_thread(store.commands.withdraw, await queued)
         raise

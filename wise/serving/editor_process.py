@@ -50,11 +50,11 @@ class EditorEnd:
     """The editor's end of the pipe, with the thread that reads it."""
 
     def __init__(self, connection: Connection, at_end: Callable[[], None]) -> None:
-        """at_end: called when the service has closed its end and nothing is in training any more."""
+        """at_end: called when the service has closed its end and no edit is in training any more."""
         self._connection, self._at_end = connection, at_end
         self._sending = threading.Lock()
         self._waiting: set[int] = set()
-        """Numbers of the commands whose answer somebody waits for."""
+        """Numbers of the commands whose callers wait for the answer."""
         self.editor: Editor | None = None
         self.leaving = threading.Event()
         self._stage = ""
@@ -64,7 +64,7 @@ class EditorEnd:
         threading.Thread(target=self._run, name="wise-editor-commands", daemon=True).start()
 
     def tell(self, **changed: Any) -> None:
-        """Tells the service what changed of the editor's status; a new stage goes to the log as well."""
+        """Sends the changed fields of the editor's status to the service; also logs a new stage."""
         if "stage" in changed:
             self._stage, self._logged_at = changed["stage"], time.monotonic()
             if self._stage:
@@ -92,7 +92,7 @@ class EditorEnd:
                     beat = now
                     self._beat(now)
                 editor = self.editor
-                if editor is not None and not editor.is_lost and now - attended >= IDLE:
+                if editor is not None and not editor.has_lost_store and now - attended >= IDLE:
                     attended = now
                     self._attend(editor)
         except (EOFError, OSError, Leave):
@@ -129,7 +129,7 @@ class EditorEnd:
             editor.attend()
         except StoreError as error:
             trouble = str(error)
-            if trouble != self._trouble:  # it is asked again and again
+            if trouble != self._trouble:  # each problem is logged once, not with every attempt
                 logger.error("the store cannot be asked for commands of other replicas: %s", error)
         except Exception:
             logger.exception("a command of another replica cannot be understood")
@@ -157,8 +157,8 @@ def run_editor(
 ) -> None:
     """Works off the queue until the service closes its end.
 
-    open_store: called with `cut_off` of `Store.open`, and again where it raises StoreError, because another process is
-    the writer, or the store is lost later.
+    open_store: called with `cut_off` of `Store.open`; called again after it raises StoreError because another process
+    is the writer, and after the store is lost.
     """
     end, cut_off = EditorEnd(connection, at_end), ENDED
     model: WiseModel | None = None
@@ -181,11 +181,11 @@ def run_editor(
         end.tell(why=error_without_texts(error))
         raise
     finally:
-        connection.close()  # so that the service notices, also where this is no process of its own
+        connection.close()  # so that the service notices, also if this is a thread
 
 
 def _work(end: EditorEnd, editor: Editor) -> None:
-    """Works until it is to leave, which raises Leave, or the store is lost, which raises StoreError."""
+    """Works until the editor must leave, which raises Leave, or the store is lost, which raises StoreError."""
     end.tell(state=READY, why="", stage="")
     failing = False
     while True:
@@ -193,7 +193,7 @@ def _work(end: EditorEnd, editor: Editor) -> None:
             worked = editor.work()
         except StoreError as error:
             logger.error("the store does not take what was trained: %s", error)
-            if editor.is_lost:
+            if editor.has_lost_store:
                 raise
             failing = True
             end.tell(state=FAILING, why=str(error))
@@ -237,13 +237,13 @@ def main(settings: Settings, connection: Connection) -> None:
 
     def end() -> None:
         sys.stderr.flush()
-        os._exit(0)  # at once, also from within a step that takes long: what was in training is queued again
+        os._exit(0)  # at once, also within a long step: edits in training are queued again
 
     run_editor(connection, settings, open_store=open_store, load=load, at_end=end)
 
 
 def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:
-    """The model to edit with, in a process that may then take so much memory and no more."""
+    """The model to edit with; on a CPU it limits the process's memory."""
     model = wrap(*load_model(settings.model, placement=settings.placement()), config)
     if model.layer.device().type == "cpu":
         limit_memory(settings.edit_memory)
@@ -251,14 +251,14 @@ def loaded_model(settings: Settings, config: WiseConfig) -> WiseModel:
 
 
 def limit_memory(gigabytes: float) -> None:
-    """On Linux, refuses this process more memory than it has and so much more: training fails, and nothing is
+    """On Linux, limits this process to its present memory and so much more: then training fails, and the process is not
     killed."""
     if sys.platform != "linux":
         return
     import resource
 
     with open("/proc/self/status", encoding="ascii") as status:
-        allocated = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
-    most, hard = allocated + int(gigabytes * 2**30), resource.getrlimit(resource.RLIMIT_DATA)[1]
+        current = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmData:"))
+    most, hard = current + int(gigabytes * 2**30), resource.getrlimit(resource.RLIMIT_DATA)[1]
     if hard == resource.RLIM_INFINITY or most < hard:
         resource.setrlimit(resource.RLIMIT_DATA, (most, hard))

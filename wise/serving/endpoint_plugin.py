@@ -35,7 +35,7 @@ METHODS = ("GET", "POST", "PUT", "DELETE")
 
 
 class EditEndpoints:
-    """What vLLM asks of such a plug-in."""
+    """The interface that vLLM prescribes for such a plug-in."""
 
     name = "wise"
     required_tasks = ("generate",)
@@ -55,8 +55,7 @@ class EditEndpoints:
         model = engine_client.vllm_config.model_config.model
         service_settings = settings.load(None, {"model": model, "name": _name(args)})
         log_as_json(service_settings.log_level, service_settings.audit)
-        encoder = _encoder(engine_client)
-        tokens = _tokens(service_settings, args)
+        encoder, tokens = _encoder(engine_client), _tokens(service_settings, args)
         service = StoreService(service_settings, store=open_reader(place), tokens=tokens, encoder=encoder)
         service.follower = ServedStore(state)
         self._app.state.service = service
@@ -64,10 +63,10 @@ class EditEndpoints:
 
 
 class ServedStore:
-    """The version with which vLLM's server answers. Of its memories it has the states, which the routes look at."""
+    """The version with which vLLM's server answers, with the states of its memories, which the routes read."""
 
     def __init__(self, state: State) -> None:
-        """state: of the server, where the middleware leaves its client."""
+        """state: of the server; the middleware stores its client there."""
         self._state = state
         self._built: ServedVersion | None = None
 
@@ -79,13 +78,13 @@ class ServedStore:
             raise unavailable("the server runs without --middleware wise.vllm.middleware.EditingMiddleware: give it")
         version, memories = client.served
         if self._built is None or self._built.version != version:
-            states = {DEFAULT_NAMESPACE: MemoryState()} | {name: one.state for (_, name), one in memories.items()}
+            states = {DEFAULT_NAMESPACE: MemoryState()} | {name: memory.state for (_, name), memory in memories.items()}
             handles = {name: MemoryHandle(version=version, namespace=name, state=one) for name, one in states.items()}
             self._built = ServedVersion(version=version, edits={}, handles=handles)
         return self._built
 
     def listen(self) -> Listener:
-        """A listener without news: callers that wait look again after a while."""
+        """A listener that is never woken: routes that wait look again after a while."""
         return Listener(set())
 
 
@@ -110,7 +109,7 @@ def _tokens(service_settings: settings.Settings, args: Namespace) -> Tokens:
 
 
 def _encoder(client: Any) -> Encoder:
-    """What checks an edit before it is taken: the editor, which has the base, checks it again."""
+    """The encoder that checks an edit before it is accepted; the editor, which has the base, checks it again."""
     tokenizer = client.get_tokenizer()
     template = ChatTemplate.learn(tokenizer)
     return Encoder(

@@ -1,4 +1,4 @@
-"""Server-sent events: how one is written, and a stream that says why it ends before its time."""
+"""Server-sent events: their format, and a stream that ends with the reason if it cannot go on."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ async def _while_valid(events: AsyncIterator[str], access: Access) -> AsyncItera
     async def next_event() -> str | None:
         return await anext(events, None)
 
-    coming: asyncio.Task[str | None] | None = None
+    next_line: asyncio.Task[str | None] | None = None
     try:
         while True:
-            coming = coming or asyncio.create_task(next_event())
-            await asyncio.wait({coming}, timeout=RECHECK)
+            next_line = next_line or asyncio.create_task(next_event())
+            await asyncio.wait({next_line}, timeout=RECHECK)
             access.check()
-            if coming.done():
-                new_event, coming = coming.result(), None
-                if new_event is None:
+            if next_line.done():
+                line, next_line = next_line.result(), None
+                if line is None:
                     return
-                yield new_event
+                yield line
     except Exception as error:  # the status is sent already: the error is an event
         yield event(error_body(http_error(error)), kind="error")
     finally:
-        if coming is not None:
-            coming.cancel()
+        if next_line is not None:
+            next_line.cancel()
         elif isinstance(events, AsyncGenerator):
             await events.aclose()

@@ -1,4 +1,4 @@
-"""A bounded queue for what only one may use at a time: holders of tokens take turns, however many wait for each."""
+"""A bounded queue for a resource of one user at a time: holders of tokens take turns, not their requests."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class FairQueue:
         """limit: how many may wait; half of them may be of one holder. seconds: how long each may wait."""
         self._limit, self._seconds = limit, seconds
         self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
-        """By holder, whose turn is next first."""
-        self._is_busy = False
+        """By holder, the next one first."""
+        self._is_taken = False
         self._average = 1.0
         """Seconds of a turn: a moving average."""
 
@@ -30,10 +30,10 @@ class FairQueue:
 
     @asynccontextmanager
     async def turn(self, holder: str) -> AsyncIterator[None]:
-        """The block runs while no other does. Raises BusyError if too many wait, or it waited too long."""
-        if self._is_busy:
+        """Only one block runs at a time. Raises BusyError if too many wait, or it waited too long."""
+        if self._is_taken:
             await self._wait(holder)
-        self._is_busy = True
+        self._is_taken = True
         start = time.monotonic()
         try:
             yield
@@ -42,8 +42,8 @@ class FairQueue:
             self._hand_on()
 
     async def _wait(self, holder: str) -> None:
-        waiting = self._waiting.get(holder, ())
-        if len(self) >= self._limit or len(waiting) >= math.ceil(self._limit / 2):
+        holder_turns = self._waiting.get(holder, ())
+        if len(self) >= self._limit or len(holder_turns) >= math.ceil(self._limit / 2):
             raise self._busy("too many wait already")
         turn = asyncio.get_running_loop().create_future()
         self._waiting.setdefault(holder, deque()).append(turn)
@@ -62,9 +62,9 @@ class FairQueue:
             raise
 
     def _hand_on(self) -> None:
-        """Gives the turn to the next holder, who goes to the end."""
+        """Gives the turn to the next holder, who then moves to the end of the queue."""
         holder = next(iter(self._waiting), None)
-        self._is_busy = holder is not None
+        self._is_taken = holder is not None
         if holder is not None:
             turns = self._waiting.pop(holder)
             turns.popleft().set_result(None)

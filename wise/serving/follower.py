@@ -1,7 +1,7 @@
 """Follows a store: builds the version that new requests get, and announces the store's events.
 
-The writer may be this replica's editor or another machine's. A thread polls the journal for what is new. An event is
-announced only when its version is served here, so that a client that hears that an edit is live gets it answered.
+The writer may be this replica's editor or another machine's. A thread polls the journal for new events. An event is
+announced only when its version is served here, so that a client that reads of a live edit gets answers with it.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class ServedVersion:
 
 
 def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion | None = None) -> ServedVersion:
-    """Builds what serves a snapshot on `model`, whose own memory is not changed. The memories of `before` are used
-    again for the namespaces in which nothing changed."""
+    """Builds the served version of a snapshot on `model`, whose own memory is not changed. Unchanged namespaces use the
+    memories of `before` again."""
     handles = {}
     states = {DEFAULT_NAMESPACE: MemoryState()} | split(snapshot.state)
     for namespace, state in sorted(states.items()):
@@ -64,7 +64,7 @@ def served_version(model: WiseModel, snapshot: Snapshot, before: ServedVersion |
 
 
 def _log_progress(start: float) -> Progress:
-    """Progress of what holds up the start: one line of the log in `SECONDS_A_LINE`."""
+    """Logs the progress of asking edits again, which delays the start: one line in `SECONDS_A_LINE`."""
     last = start
 
     def show(namespace: str, done: int, total: int) -> None:
@@ -77,8 +77,8 @@ def _log_progress(start: float) -> Progress:
 
 
 def trim_heap() -> None:
-    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's. That keeps
-    the large blocks of a version: under load a service came to hold twice the memory that it needs."""
+    """Returns freed memory to the system, in a few milliseconds; does nothing if the C library is not GNU's. That
+    library keeps the large blocks of old versions: under load a service used twice the memory that it needs."""
     if malloc_trim := os.name == "posix" and getattr(ctypes.CDLL(None), "malloc_trim", None):
         malloc_trim(0)
 
@@ -99,7 +99,7 @@ class Follower:
         again that was made in another precision. Raises StoreError if the store cannot be read, or as `check_fits`."""
         self._store, self._model, self._metrics, self._on_version = store, model, metrics, on_version
         self._base, self._allow_precision = model.fingerprint(), allow_precision  # an engine may free the weights
-        self.last_event = store.anchor().event  # before the version: what comes meanwhile is announced later
+        self.last_event = store.anchor().event  # before the version: events that come meanwhile are announced later
         """The number of the last event that was announced."""
         snapshot = store.read()
         if not check_fits(model, snapshot, store.backend.place, allow_precision=allow_precision):
@@ -108,7 +108,7 @@ class Follower:
         self.trouble = ""
         """Why the store cannot be read, if it cannot."""
         self._counted: tuple[int, tuple[Mapping[str, int], str | None]] = (-1, ({}, None))
-        """The last event before the tickets were counted, and what was found."""
+        """The last event before the tickets were counted, and the counts."""
         self._engine: Engine | None = None
         self._listeners: set[Listener] = set()
         self._stop = threading.Event()
@@ -152,9 +152,9 @@ class Follower:
                 again, logged = repr(error) == logged, repr(error)
                 of_store = isinstance(error, StoreError)
                 self.trouble = str(error) if of_store else "a version could not be taken over; see the log"
-                trouble = f"the store cannot be read: {error}" if of_store else "a version could not be taken over"
-                if not again:  # it is looked at again and again
-                    logger.error("%s", trouble, exc_info=not of_store)
+                message = f"the store cannot be read: {error}" if of_store else "a version could not be taken over"
+                if not again:  # each problem is logged once, not with every poll
+                    logger.error("%s", message, exc_info=not of_store)
             self._stop.wait(RETRY if self.trouble else INTERVAL)
 
     def _poll(self) -> None:
@@ -175,14 +175,14 @@ class Follower:
             self.wake()
 
     def _check(self, snapshot: Snapshot) -> None:
-        """Raises StoreError if a store that was empty at the start, and so of no base, has come to be unfit."""
+        """Raises StoreError if a store that was empty at the start, without a base, does not fit any more."""
         place, allow = self._store.backend.place, self._allow_precision
         check_settings(self._model, snapshot, place)
         if not self.current.version and not check_base(self._base, snapshot, place, allow_precision=allow):
             raise StoreError(f"{place}: its edits are of another precision: start anew, so that each is asked again")
 
     def wake(self) -> None:
-        """Has who listens look again. May be called from any thread."""
+        """Wakes the listeners. May be called from any thread."""
         for listener in tuple(self._listeners):
             listener.wake()
 
@@ -198,12 +198,12 @@ class Follower:
             came_back = ticket.retired_in is not None and ticket.retired_in < (event.version or 0)  # by a rollback
             if not ticket.problem and not came_back:
                 self._metrics.edits.labels(event.kind).inc()
-                waited = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
-                self._metrics.edit_seconds.observe(waited.total_seconds())
+                duration = datetime.fromisoformat(now()) - datetime.fromisoformat(ticket.accepted_at)
+                self._metrics.edit_seconds.observe(duration.total_seconds())
 
 
 class Listener:
-    """Waits in an event loop for what the follower announces."""
+    """Waits in an event loop for the follower's announcements."""
 
     def __init__(self, listeners: set[Listener]) -> None:
         self._listeners = listeners
@@ -222,7 +222,7 @@ class Listener:
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def news(self, seconds: float) -> bool:
-        """Whether anything happened since the last call; waits so long for it."""
+        """Whether there was an announcement since the last call; waits up to `seconds` for one."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._event.wait(), seconds)
         happened = self._event.is_set()

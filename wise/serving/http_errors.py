@@ -28,7 +28,7 @@ METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", 
 RETRY_AFTER = 2
 """Seconds after which a part that is unavailable may be available again."""
 CLIENT_LEFT = 499
-"""Status in the log and the metrics of a request whose client left. It is not sent."""
+"""The status in the log and the metrics of a request whose client left; it is not sent."""
 
 
 class ErrorDetail(BaseModel):
@@ -101,7 +101,7 @@ def unavailable(message: str) -> HTTPError:
     return HTTPError(HTTPStatus.SERVICE_UNAVAILABLE, message, type=BROKEN, code="unavailable", headers=headers)
 
 
-KNOWN: tuple[tuple[Any, HTTPStatus, str, str | None], ...] = (
+HTTP_FORMS: tuple[tuple[Any, HTTPStatus, str, str | None], ...] = (
     (BusyError, HTTPStatus.TOO_MANY_REQUESTS, BUSY, "busy"),
     (DeadlineError, HTTPStatus.GATEWAY_TIMEOUT, BROKEN, "deadline"),
     (EngineError, HTTPStatus.INTERNAL_SERVER_ERROR, BROKEN, "engine"),
@@ -109,7 +109,7 @@ KNOWN: tuple[tuple[Any, HTTPStatus, str, str | None], ...] = (
     (EditError | ConfigError | ArtifactError, HTTPStatus.BAD_REQUEST, INVALID, None),
     (StoreError, HTTPStatus.SERVICE_UNAVAILABLE, BROKEN, "unavailable"),
 )
-"""What wise raises on purpose, with status, type and code; the first that fits counts."""
+"""The errors that wise raises on purpose, with status, type and code; the first that matches counts."""
 
 
 def http_error(error: Exception) -> HTTPError:
@@ -120,7 +120,7 @@ def http_error(error: Exception) -> HTTPError:
         return _validation_error(error)
     if isinstance(error, ClientDisconnect):  # while its body was read
         return client_left()
-    for kinds, status, type, code in KNOWN:
+    for kinds, status, type, code in HTTP_FORMS:
         if isinstance(error, kinds):
             after = getattr(error, "retry_after", RETRY_AFTER if status == HTTPStatus.SERVICE_UNAVAILABLE else None)
             headers = {} if after is None else {"Retry-After": str(after)}
@@ -137,35 +137,35 @@ def error_body(error: HTTPError) -> dict[str, Any]:
 
 def error_response(error: Exception) -> JSONResponse:
     """The answer that says what went wrong."""
-    http = http_error(error)
-    return JSONResponse(error_body(http), status_code=http.status, headers=http.headers)
+    answer = http_error(error)
+    return JSONResponse(error_body(answer), status_code=answer.status, headers=answer.headers)
 
 
 def _validation_error(error: RequestValidationError) -> HTTPError:
-    """Names the first field that is wrong, what was given and what was expected. Where a value may be of several kinds,
-    pydantic reports for each why it is not that: what looked furthest is meant."""
-    errors = [(_path(one, error.body), one) for one in error.errors()]
-    first = errors[0][0][:1]
-    path = max((path for path, _ in errors if path[:1] == first), key=len)
-    at = [one for other, one in errors if other == path]
+    """Names the first wrong field, its value and what was expected. If a value may have several kinds, pydantic
+    reports a problem for each kind; the problem with the longest path counts."""
+    problems = [(_path(problem, error.body), problem) for problem in error.errors()]
+    first = problems[0][0][:1]
+    path = max((path for path, _ in problems if path[:1] == first), key=len)
+    at = [problem for place, problem in problems if place == path]
     expected = list(dict.fromkeys(map(_expectation, at)))
     param = ".".join(path) or (expected[0].partition(":")[0] if ":" in expected[0] else "body")
     value = at[0].get("input")
     kind = at[0]["type"]
     no_value = kind in ("missing", "extra_forbidden", "json_invalid") or (kind == "value_error" and not path)
-    got = "" if no_value else f"{'null' if value is None else shortened(value)} was given; "
-    message = f"{got}{', or '.join(expected)}"
+    value_text = "" if no_value else f"{'null' if value is None else shortened(value)} was given; "
+    message = f"{value_text}{', or '.join(expected)}"
     return bad_request(message if message.startswith(f"{param}:") else f"{param}: {message}", param)
 
 
-def _path(error: Mapping[str, Any], body: Any) -> tuple[str, ...]:
-    """Where an error is, by the names that the client gave. pydantic's own names of kinds are left out."""
-    kind, *place = error["loc"]
+def _path(problem: Mapping[str, Any], body: Any) -> tuple[str, ...]:
+    """The place of an error in the body, without pydantic's own names of kinds."""
+    kind, *place = problem["loc"]
     if kind != "body":
         return tuple(map(str, place))
     path: list[str] = []
     for number, part in enumerate(place, start=1):
-        missing = number == len(place) and error["type"] == "missing"
+        missing = number == len(place) and problem["type"] == "missing"
         if (isinstance(body, dict) and part in body) or (isinstance(body, list) and isinstance(part, int)):
             body = body[part]
         elif not missing:
@@ -174,19 +174,19 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[str, ...]:
     return tuple(path)
 
 
-def _expectation(error: Mapping[str, Any]) -> str:
-    if error["type"] == "missing":
+def _expectation(problem: Mapping[str, Any]) -> str:
+    if problem["type"] == "missing":
         return "it is missing; give it"
-    if error["type"] == "extra_forbidden":
+    if problem["type"] == "extra_forbidden":
         return "this field is not known here; take it out"
-    if error["type"] == "json_invalid":
-        return f"body: this is not JSON ({error['ctx']['error']})"
-    message = str(error["msg"]).removeprefix("Value error, ")
+    if problem["type"] == "json_invalid":
+        return f"body: this is not JSON ({problem['ctx']['error']})"
+    message = str(problem["msg"]).removeprefix("Value error, ")
     return message.replace("Value should have at least 1 item after validation, not 0", "it must not be empty")
 
 
 def install(app: FastAPI) -> None:
-    """Makes the errors that are raised on purpose leave in this shape; `RequestMiddleware` does so with all others."""
+    """Sends errors that are raised on purpose in this shape; `RequestMiddleware` does so for all other errors."""
 
     async def on_error(_request: Request, error: Exception) -> JSONResponse:
         return error_response(error)

@@ -1,11 +1,11 @@
-"""Logs: one JSON object a line on stderr, also of libraries, with the request it is about; and the audit of writes.
+"""Logs: one JSON object per line on stderr, with the request that it is about; and the audit of writes.
 
-Within `json_logs` nothing else reaches stderr: the loggers of all libraries, warnings, uncaught errors of any thread,
-and plain text, which becomes a record of the logger `stderr`. What a C library writes to the file itself is left as it
-is.
+`json_logs` turns all output to stderr into such lines: the loggers of all libraries, warnings, uncaught errors of any
+thread, and plain text, which becomes a record of the logger `stderr`. Only text that a C library writes to the file
+descriptor passes unchanged.
 
-A log outlives what is erased from a store, so it names edits and does not quote them. What an error of a library says
-may repeat any text, so above the level `debug` its kind and place are logged alone: see `error_without_texts`.
+A log outlives an erased text, so it names edits and does not quote them. An error's message may repeat any text, so
+above the level `debug` only its kind and place are logged: see `error_without_texts`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _notes: ContextVar[dict[str, Any] | None] = ContextVar("notes", default=None)
 
 @contextmanager
 def noting(**fields: Any) -> Iterator[dict[str, Any]]:
-    """The block is one request: each of its records has these fields. Yields all that is noted about it."""
+    """The block is one request: each of its records has these fields. Yields all notes about it."""
     notes = dict(fields)
     token = _notes.set(notes)
     try:
@@ -47,35 +47,39 @@ def noting(**fields: Any) -> Iterator[dict[str, Any]]:
 
 
 def note(**fields: Any) -> None:
-    """Adds to what is noted about the request that this is done for; does nothing outside of requests."""
+    """Adds fields to the notes about the current request; does nothing outside of requests."""
     notes = _notes.get()
     if notes is not None:
         notes.update(fields)
 
 
 def error_without_texts(error: BaseException) -> str:
-    """The kind of an error, and what it says where that quotes no text of an edit: an error of the system, of torch,
-    which knows no texts, or of wise, unless it is about an edit."""
-    kind, own = type(error), isinstance(error, WiseError | OSError) and not isinstance(error, EditError)
-    is_quotable = own or kind is RuntimeError or kind.__module__.partition(".")[0] == "torch"
-    return f"{kind.__name__}: {error}" if is_quotable else kind.__name__
+    """The kind of an error, and its message if that quotes no text of an edit: of an error of the system, of torch, or
+    of wise, unless it is about an edit."""
+    kind = type(error)
+    quotes_no_text = (
+        (isinstance(error, WiseError | OSError) and not isinstance(error, EditError))
+        or kind is RuntimeError
+        or kind.__module__.partition(".")[0] == "torch"
+    )
+    return f"{kind.__name__}: {error}" if quotes_no_text else kind.__name__
 
 
-def _traceback(error: BaseException, seen: frozenset[int] = frozenset()) -> str:
+def _traceback(error: BaseException, visited: frozenset[int] = frozenset()) -> str:
     """The traceback of an error, with each error of its chain and of its group as `error_without_texts`."""
     before = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    others = [other for other in (before, *getattr(error, "exceptions", ())) if other is not None]
-    seen |= {id(error)}
-    parts = [_traceback(other, seen) for other in others if id(other) not in seen]
+    related = [cause for cause in (before, *getattr(error, "exceptions", ())) if cause is not None]
+    visited |= {id(error)}
+    tracebacks = [_traceback(cause, visited) for cause in related if id(cause) not in visited]
     frames = "".join(traceback.format_tb(error.__traceback__))
-    return "\n\n".join([*parts, f"Traceback (most recent call last):\n{frames}{error_without_texts(error)}"])
+    return "\n\n".join([*tracebacks, f"Traceback (most recent call last):\n{frames}{error_without_texts(error)}"])
 
 
 class JsonFormatter(logging.Formatter):
     """One JSON object per line; `extra={"fields": {...}}` adds fields, and so does the request."""
 
     def __init__(self, *, whole_errors: bool = False) -> None:
-        """whole_errors: also log what an error says that may quote texts."""
+        """whole_errors: also log messages of errors that may quote texts."""
         super().__init__()
         self._whole_errors = whole_errors
 
@@ -97,30 +101,30 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextAsRecords(io.TextIOBase):
-    """Takes the place of stderr: each line of text is a record. If a line is written over, its last text counts.
+    """Replaces stderr: each line of text is a record. If a line is written over, its last text counts.
 
-    A record that cannot be written, because a disk is full or a pipe is closed, is lost. `logging` would say so on
-    stderr, which would be another record that cannot be written, without end.
+    A record that cannot be written, because a disk is full or a pipe is closed, is dropped: `logging` reports that on
+    stderr, and that report would be another record that cannot be written, without end.
     """
 
     def __init__(self, stream: TextIO) -> None:
-        """stream: what it takes the place of."""
+        """stream: the one that it replaces."""
         self._stream, self._rest = stream, ""
-        self._thread = threading.local()
+        self._local = threading.local()
         """Has `writing` set while this thread writes a record."""
 
     def write(self, text: str) -> int:
-        if getattr(self._thread, "writing", False):
+        if getattr(self._local, "writing", False):
             return len(text)
         *lines, self._rest = (self._rest + text).split("\n")
-        self._thread.writing = True
+        self._local.writing = True
         try:
             for line in lines:
-                line_text = line.rstrip("\r").rpartition("\r")[2].strip()
-                if line_text:
-                    logging.getLogger("stderr").warning("%s", line_text)
+                last_text = line.rstrip("\r").rpartition("\r")[2].strip()
+                if last_text:
+                    logging.getLogger("stderr").warning("%s", last_text)
         finally:
-            self._thread.writing = False
+            self._local.writing = False
         return len(text)
 
     def writable(self) -> bool:
@@ -134,17 +138,17 @@ class TextAsRecords(io.TextIOBase):
 def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
     """All logs and other text of this process go to stderr as JSON, and the audit to its own file if there is one.
 
-    All is as before when the block ends, so that a command that fails can say so in plain words.
+    The end of the block restores the previous state, so that a command that fails can report it as plain text.
     Raises ConfigError if the file cannot be written.
     """
-    stream, root, others = sys.stderr, logging.getLogger(), _with_handlers()
+    stream, root, loggers = sys.stderr, logging.getLogger(), _with_handlers()
     file = None if audit is None else _audit_file(audit, level)
-    before = [(one, one.handlers, one.propagate, one.level) for one in (root, *others)]
+    before = [(log, log.handlers, log.propagate, log.level) for log in (root, *loggers)]
     hooks = sys.excepthook, threading.excepthook, sys.unraisablehook
     root.handlers = [_json(logging.StreamHandler(stream), level)]
     root.setLevel(level.upper())
-    for one in others:
-        one.handlers, one.propagate = [], one.name != UVICORN_ACCESS
+    for log in loggers:
+        log.handlers, log.propagate = [], log.name != UVICORN_ACCESS
     if file is not None:
         _use_for_audit(file)
     logging.captureWarnings(True)
@@ -158,15 +162,15 @@ def json_logs(level: str, audit: Path | None = None) -> Iterator[None]:
         sys.excepthook, threading.excepthook, sys.unraisablehook = hooks
         sys.stderr = stream
         logging.captureWarnings(False)
-        for one, handlers, propagate, own_level in before:
-            one.handlers, one.propagate = handlers, propagate
-            one.setLevel(own_level)
+        for log, handlers, propagate, own_level in before:
+            log.handlers, log.propagate = handlers, propagate
+            log.setLevel(own_level)
         if file is not None:
             file.close()
 
 
 def log_as_json(level: str, audit: Path | None) -> None:
-    """The log of wise goes to stderr as JSON, in a process whose other logs belong to somebody else, such as Ray.
+    """The log of wise goes to stderr as JSON, in a process whose other logs belong to another program, such as Ray.
 
     Raises ConfigError if the file of the audit cannot be written.
     """
@@ -178,8 +182,8 @@ def log_as_json(level: str, audit: Path | None) -> None:
 
 
 def run_logged(level: str, function: str, *arguments: Any) -> None:
-    """Runs `MODULE:NAME` within `json_logs`, as the target of a process. What the module writes while it is imported is
-    a record too, and so is an error, with which the process ends."""
+    """Runs `MODULE:NAME` within `json_logs`, as the target of a process. Output of the module's import is a record too,
+    and so is an error, with which the process ends."""
     with json_logs(level):
         try:
             resolve_name(function)(*arguments)
@@ -189,7 +193,7 @@ def run_logged(level: str, function: str, *arguments: Any) -> None:
 
 
 def begin_logged(level: str, function: str) -> None:
-    """The same, but for the rest of the process: for the beginning of one that does more than this."""
+    """Runs `MODULE:NAME` as `run_logged` does, but keeps `json_logs` for the rest of the process."""
     stack = ExitStack()
     stack.enter_context(json_logs(level))
     atexit.register(stack.close)
@@ -198,9 +202,9 @@ def begin_logged(level: str, function: str) -> None:
 
 def _with_handlers() -> list[logging.Logger]:
     """Loggers that write by themselves, and those whose handlers or propagation `json_logs` changes."""
-    known = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
-    named = [logging.getLogger(UVICORN_ACCESS), audit_log]
-    return [*named, *(one for one in known if one.handlers and one not in named)]
+    existing = [log for log in logging.root.manager.loggerDict.values() if isinstance(log, logging.Logger)]
+    special = [logging.getLogger(UVICORN_ACCESS), audit_log]
+    return [*special, *(log for log in existing if log.handlers and log not in special)]
 
 
 def _json(handler: logging.Handler, level: str) -> logging.Handler:
@@ -227,6 +231,6 @@ def _uncaught(kind: type[BaseException] | None, error: BaseException | None, tra
 
 
 def audit(action: str, *, by: str, **fields: Any) -> None:
-    """Records a write: who did what, in which request, and the result."""
+    """Records a write: its author, action, request and result."""
     request = (_notes.get() or {}).get("request")
     audit_log.info(action, extra={"fields": {"by": by, "request": request, **fields}})

@@ -35,7 +35,7 @@ class Metrics:
         self.refused = Counter("wise_refused_requests", "Requests refused because the queue was full.", **on)
         self.version = Gauge("wise_version", "Version that new requests get.", **on)
         self.live = Gauge("wise_live_edits", "Edits that are live.", **on)
-        self.unsaid = Gauge("wise_unsaid_edits", "Live edits that the engine was asked and does not say.", **on)
+        self.wrong_answers = Gauge("wise_unsaid_edits", "Live edits that the engine was asked and does not say.", **on)
         self.edits = Counter("wise_edits", "Edits by their outcome.", ["outcome"], **on)
         self.tickets = Gauge("wise_tickets", "Edits by their present status.", ["status"], **on)
         self.oldest_queued = Gauge("wise_oldest_queued_seconds", "Age of the oldest queued edit; 0 if none is.", **on)

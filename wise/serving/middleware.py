@@ -27,20 +27,19 @@ logger = logging.getLogger(__name__)
 tracer = trace.get_tracer("wise.serving")
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 UNMATCHED, OTHER = "unmatched", "other"
-"""In metrics, the route of paths that do not exist, and the method of those that HTTP does not have: neither may fill
-the registry."""
+"""In metrics, the route of unknown paths, and the method of unknown methods: neither may fill the registry."""
 LONGEST_PATH = 200
 """Characters of a path in the log and in traces."""
 ANSWER_HEADERS = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-"""Of every answer that does not say otherwise."""
+"""Of every answer that does not set them."""
 PARTS = 50_000
-"""Lists, objects and fields of a body."""
+"""Lists, objects and fields of a body at most."""
 LINGER = 10.0
-"""Seconds for which the rest of an unwanted body is read."""
+"""Seconds for which the rest of a refused body is read."""
 
 
 class BodyBudget:
-    """Bytes of all bodies that are under way: what is announced counts as soon as it is read, until the answer ends."""
+    """Bytes of all bodies under way: a body's announced size counts from its first read until the answer ends."""
 
     def __init__(self, limit: int) -> None:
         self.limit, self.used = limit, 0
@@ -60,22 +59,22 @@ class RequestBody:
     """
 
     def __init__(self, scope: Scope, receive: Receive, settings: Settings, budget: BodyBudget) -> None:
-        """budget: what it shares with other bodies."""
+        """budget: shared with other bodies."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         self._receive, self._settings, self._budget = receive, settings, budget
         self._reserved = 0
-        """Of the budget."""
+        """Bytes of the budget."""
         self._end: float | None = None
-        """When it must have come, from the first read on: until then the client may wait for `100 Continue`."""
+        """When the body must be complete; set at the first read: until then the client may wait for `100 Continue`."""
         self._size = int(length) if length.isdigit() else 0
-        """Announced bytes, or those received if they are more."""
+        """Announced bytes, or received bytes if they are more."""
         self._received = 0
         self.incomplete = self._size > 0 or b"transfer-encoding" in headers
 
     async def receive(self) -> Message:
-        """Raises HTTPException 413 for a body that is, or is announced to be, over the limit; 408 for one that does not
-        come; HTTPError 503 for one that has no room beside others."""
+        """Raises HTTPException 413 for a body whose size or announced size is over the limit, 408 for a body that does
+        not come in time; HTTPError 503 if the budget has no room for it."""
         self._check()
         if not self.incomplete:
             return await self._next()
@@ -85,7 +84,7 @@ class RequestBody:
             async with asyncio.timeout_at(self._end):
                 message = await self._next()
         except TimeoutError:
-            self.incomplete = False  # the client left
+            self.incomplete = False  # the rest is not read
             raise HTTPException(
                 HTTPStatus.REQUEST_TIMEOUT,
                 f"the body did not come within {seconds:g} s; send it at once",
@@ -95,7 +94,7 @@ class RequestBody:
         return message
 
     async def drain(self) -> None:
-        """Reads what is still coming, and discards it."""
+        """Reads the rest of the body, and discards it."""
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER):
                 while self.incomplete:
@@ -119,14 +118,14 @@ class RequestBody:
         self._reserved = self._size
 
     def release(self) -> None:
-        """Gives back what it took of the budget."""
+        """Returns its bytes to the budget."""
         self._budget.used -= self._reserved
         self._reserved = 0
 
 
 def check_structure(body: bytes) -> None:
-    """Raises HTTPException 413 for JSON of so many parts that reading it would hold up everybody: a list that is empty
-    takes two bytes in a body, and a thousand when it is read and refused."""
+    """Raises HTTPException 413 for JSON of so many parts that parsing it would delay other requests: an empty list
+    takes two bytes in a body, and a thousand when it is parsed and refused."""
     parts = sum(map(body.count, (b"[", b"{", b'":')))
     if parts > PARTS:
         raise HTTPException(
@@ -147,19 +146,19 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        header_id = headers.get("x-request-id", "")
-        request_id = header_id if REQUEST_ID.fullmatch(header_id) else uuid4().hex
+        client_id = headers.get("x-request-id", "")
+        request_id = client_id if REQUEST_ID.fullmatch(client_id) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         body = RequestBody(scope, receive, self.settings, self.budget)
-        start, status, has_begun, has_ended = time.perf_counter(), 500, False, False
+        start, status, has_started, has_ended = time.perf_counter(), 500, False, False
         method = scope["method"] if scope["method"] in METHODS else OTHER
 
         async def send_on(message: Message) -> None:
-            nonlocal status, has_begun, has_ended
+            nonlocal status, has_started, has_ended
             if message["type"] == "http.response.start":
-                status, has_begun = message["status"], True
-                given_names = {name.lower() for name, _ in message["headers"]}
-                more = [pair for pair in ANSWER_HEADERS if pair[0] not in given_names]
+                status, has_started = message["status"], True
+                names = {name.lower() for name, _ in message["headers"]}
+                more = [pair for pair in ANSWER_HEADERS if pair[0] not in names]
                 message["headers"] = [*message["headers"], *more, (b"x-request-id", request_id.encode())]
             if message["type"] == "http.response.body" and body.incomplete and not message.get("more_body", False):
                 await send({**message, "more_body": True})
@@ -182,10 +181,10 @@ class RequestMiddleware:
             span.set_attribute("wise.request_id", request_id)
             try:
                 await self.app(scope, body.receive, send_on)
-                status = status if has_ended else CLIENT_LEFT  # within a stream, which is then given up
-            except Exception as error:  # here, where the log and the answer name the request
+                status = status if has_ended else CLIENT_LEFT  # a stream that was cancelled
+            except Exception as error:  # caught here, where the log and the answer name the request
                 answer = error_response(error)
-                if has_begun:
+                if has_started:
                     raise
                 await answer(scope, body.receive, send_on)
             finally:

@@ -1,6 +1,6 @@
 """From the bodies of requests to what the engine generates: prompts as token ids, within the limits.
 
-All of this may take long, for texts of a megabyte are tokenized here, and schemas compiled. It runs in a thread.
+All of this may take long, since it tokenizes texts of up to a megabyte and compiles schemas. It runs in a thread.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from wise.training.encoding import Question
 COMPLETION_TOKENS = 16
 """OpenAI's own default."""
 CHARACTERS = 8
-"""A text of more characters than this for each token of the context is tokenized in parts, each four times the last."""
+"""A text of more than so many characters for each token of the context is tokenized in parts, each four times longer
+than the last."""
 SEAM = 16
-"""Tokens by which a part may be longer than it is within its text."""
+"""Tokens by which a part alone may be longer than within its text."""
 LONGEST_SCHEMA = 120_000
 """Characters of a JSON schema. One of a megabyte takes seconds to compile, in one of the few threads of prompts."""
 AS_GIVEN = {"temperature", "top_p", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"}
@@ -38,21 +39,21 @@ def completion_requests(service: Service, body: CompletionRequest) -> list[Gener
     count = body.best_of or body.n or 1
     ranked = count > (body.n or 1)  # by their logprobs
     top = 0 if body.logprobs is None and ranked else body.logprobs
-    chosen: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
-    ids = (text_ids(service, one, "prompt") if isinstance(one, str) else one for one in body.prompts)
-    return _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **chosen)
+    fields: dict[str, Any] = {"top_logprobs": top, "prompt_logprobs": body.logprobs if body.echo else None}
+    ids = (text_ids(service, prompt, "prompt") if isinstance(prompt, str) else prompt for prompt in body.prompts)
+    return _requests(service, handle, body, ids, "prompt", limit=limit, count=count, **fields)
 
 
-def echoed(
+def echoed_prompts(
     service: Service, body: CompletionRequest, requests: Sequence[GenerationRequest]
 ) -> list[tuple[str, Sequence[int]]]:
     """The text and the ids of the prompt of each answer that is given."""
-    texts: list[tuple[str, Sequence[int]]] = []
-    for text, one in zip(body.prompts, requests[:: len(requests) // len(body.prompts)], strict=True):
-        ids = list(one.prompt)
+    echoes: list[tuple[str, Sequence[int]]] = []
+    for text, request in zip(body.prompts, requests[:: len(requests) // len(body.prompts)], strict=True):
+        ids = list(request.prompt)
         decoded = text if isinstance(text, str) else service.tokenizer.decode(ids, skip_special_tokens=True)
-        texts += [(str(decoded), ids)] * (body.n or 1)
-    return texts
+        echoes += [(str(decoded), ids)] * (body.n or 1)
+    return echoes
 
 
 def chat_requests(service: Service, body: ChatRequest, param: str = "messages") -> list[GenerationRequest]:
@@ -78,18 +79,18 @@ def ask_requests(service: Service, body: AskRequest) -> tuple[list[Question], li
     questions, requests = [], []
     for place, prompt in enumerate(body.prompts):
         param = f"prompts.{place}"
-        content = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
-        text = content if isinstance(content, str) else "".join(turn["content"] for turn in content)
+        text = prompt if isinstance(prompt, str) else "".join(turn.content for turn in prompt)
         _check_length(service, text, param)
         try:
+            content = prompt if isinstance(prompt, str) else [turn.model_dump() for turn in prompt]
             question = service.encoder.question(content, chat=body.chat)
         except (ConfigError, EditError) as error:
             raise bad_request(f"{param}: {error}"[:500], param) from error
         questions.append(question)
         room = _room(service, question.ids, body.max_tokens, param)
         requests += [
-            GenerationRequest(prompt=question.ids, handle=one, max_new_tokens=room, trace=True)
-            for one in (base, handle)
+            GenerationRequest(prompt=question.ids, handle=memory, max_new_tokens=room, trace=True)
+            for memory in (base, handle)
         ]
     return questions, requests
 
@@ -119,17 +120,17 @@ def chat_ids(
         if tools:
             raise bad_request("tools: this model has no chat template that could be given them", "tools")
         return text_ids(service, "\n".join(message.text for message in messages), param)
-    turns = [message.for_template() for message in messages]
+    template_messages = [message.for_template() for message in messages]
     schemas = [tool.model_dump(exclude_none=True) for tool in tools]
     try:
-        text = conversation_text(tokenizer, turns, schemas)
-        takes_tools = not tools or text != conversation_text(tokenizer, turns)
+        text = conversation_text(tokenizer, template_messages, schemas)
+        takes_tools = not tools or text != conversation_text(tokenizer, template_messages)
     except Exception as error:  # what a model's own template raises
         raise bad_request(f"{param}: the model's chat template refuses them: {error}"[:500], param) from error
     if not takes_tools:
         raise bad_request("tools: the chat template of this model does not take tools", "tools")
     _check_length(service, text, param)
-    return conversation_ids(tokenizer, turns, schemas)  # the very ids that edits are verified with
+    return conversation_ids(tokenizer, template_messages, schemas)  # the very ids that edits are verified with
 
 
 def _check_length(service: Service, text: str, param: str) -> None:
@@ -153,10 +154,10 @@ def _requests(
     limit: int | None,
     count: int,
     json_schema: str | None = None,
-    **chosen: Any,
+    **fields: Any,
 ) -> list[GenerationRequest]:
-    """limit: tokens of an answer; None is what there is room for. count: answers to each prompt. chosen: other fields
-    of a request."""
+    """limit: tokens of an answer; None allows as many as there is room for. count: answers to each prompt. fields:
+    other fields of a request."""
     most = service.settings.answer_limit
     if count > most:
         raise bad_request(f"n: {count} was given and {most} answers are given at once", "n")
@@ -170,7 +171,7 @@ def _requests(
         "stops": body.stops,
         "trace": body.options.routes,
         **body.model_dump(include=AS_GIVEN, exclude_none=True),
-        **chosen,
+        **fields,
     }
     seeds = [None if body.seed is None else (body.seed + i) % 2**63 for i in range(count)]
     requests: list[GenerationRequest] = []
@@ -207,11 +208,11 @@ def _room(service: Service, prompt: Sequence[int], limit: int | None, param: str
         raise bad_request(f"{param}: has no tokens; give at least one", param)
     if max(prompt) >= size:
         raise bad_request(f"{param}: token {max(prompt)} is not in the vocabulary of {size}", param)
-    room, needed = context - len(prompt), 1 if limit is None else limit
-    start = f"{param}: {len(prompt)} tokens and"
-    if needed > room:
-        raise bad_request(f"{start} an answer of {needed} do not fit the context of {context}", param)
+    room, least = context - len(prompt), 1 if limit is None else limit
+    prefix = f"{param}: {len(prompt)} tokens and"
+    if least > room:
+        raise bad_request(f"{prefix} an answer of {least} do not fit the context of {context}", param)
     longest = service.settings.cache_tokens
-    if len(prompt) + needed > longest:
-        raise bad_request(f"{start} the answer are more than the {longest} that are kept", param)
+    if len(prompt) + least > longest:
+        raise bad_request(f"{prefix} the answer are more than the {longest} that are kept", param)
     return min(room, longest - len(prompt)) if limit is None else limit

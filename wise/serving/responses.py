@@ -46,7 +46,7 @@ class MessageItem(Item):
 
 
 class CallItem(Item):
-    """A function that an assistant called."""
+    """A call of a function by an assistant."""
 
     type: Literal["function_call"]
     call_id: Text
@@ -59,7 +59,7 @@ class CallItem(Item):
 
 
 class CallOutputItem(Item):
-    """What a called function returned."""
+    """The result of a called function."""
 
     type: Literal["function_call_output"]
     call_id: Text
@@ -154,21 +154,21 @@ class ResponseRequest(GenerationBody):
         messages: list[dict[str, Any]] = []
         if self.instructions is not None:
             messages.append({"role": "system", "content": self.instructions})
-        turns = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
-        for one in turns:
-            message = one if isinstance(one, dict) else one.message()
+        items = [{"role": "user", "content": self.input}] if isinstance(self.input, str) else self.input
+        for item in items:
+            message = item if isinstance(item, dict) else item.message()
             if messages and "tool_calls" in message and "tool_calls" in messages[-1]:
                 messages[-1]["tool_calls"] += message["tool_calls"]
             else:
                 messages.append(message)
         form = self.text.format if self.text else None
-        chosen = self.tool_choice
+        choice = self.tool_choice
         more = {
             "messages": messages,
             "max_tokens": self.max_output_tokens,
             "response_format": form and form.for_chat(),
             "tools": [tool.for_chat() for tool in self.tools or ()],
-            "tool_choice": chosen.for_chat() if isinstance(chosen, ChosenFunction) else chosen,
+            "tool_choice": choice.for_chat() if isinstance(choice, ChosenFunction) else choice,
             "parallel_tool_calls": self.parallel_tool_calls,
             "logprobs": self.logprobs,
             "top_logprobs": (self.top_logprobs or 0) if self.logprobs else None,
@@ -199,7 +199,7 @@ class ResponseAnswer(BaseModel):
 
 
 class ResponseSerializer(ChatSerializer):
-    """Writes the one answer to a request."""
+    """Writes the only answer to a request."""
 
     def __init__(self, service: Service, request: ResponseRequest, version: int) -> None:
         super().__init__(service, request.chat, version)
@@ -221,50 +221,50 @@ class ResponseSerializer(ChatSerializer):
         return self._answer(of, self._output(of, *self.parts(0, of)))
 
     async def stream(
-        self, job: Job, answers: Sequence[GeneratedAnswer], ended: Callable[[Usage], None]
+        self, job: Job, answers: Sequence[GeneratedAnswer], on_end: Callable[[Usage], None]
     ) -> AsyncIterator[str]:
         [of] = answers
         response = ResponseAnswer(**self._head, status="in_progress", output=[]).model_dump()
         place = {"item_id": self._message_id, "output_index": 0, "content_index": 0}
-        text, opened = "", False
+        text, has_message = "", False
         calls: Sequence[ToolCall] = ()
         yield self._event("response.created", response=response)
         yield self._event("response.in_progress", response=response)
         async for delta in deltas_of(job, answers):
             more, calls = self.parts(0, delta)
-            if not opened and (more or (delta.finish and not calls)):
-                opened = True
+            if not has_message and (more or (delta.finish and not calls)):
+                has_message = True
                 item = self._message("in_progress", [])
                 yield self._event("response.output_item.added", output_index=0, item=item)
                 yield self._event("response.content_part.added", **place, part=self._part("", None))
-            if more or (opened and delta.logprobs):
+            if more or (has_message and delta.logprobs):
                 text += more
                 logprobs = self.token_logprobs(delta) or []
                 yield self._event("response.output_text.delta", **place, delta=more, logprobs=logprobs)
-        ended(usage_of(answers))
-        output = self._output(of, text, calls, opened=opened)
+        on_end(usage_of(answers))
+        output = self._output(of, text, calls, has_message=has_message)
         for line in self._end(output, place):
             yield line
         yield await self.service.in_thread(self._last, of, output)
 
     def _last(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> str:
-        answer = self._answer(of, output)
-        return self._event(f"response.{answer['status']}", response=answer)
+        response = self._answer(of, output)
+        return self._event(f"response.{response['status']}", response=response)
 
     def _end(self, output: Sequence[dict[str, Any]], place: dict[str, Any]) -> Iterator[str]:
         for index, item in enumerate(output):
             if item["type"] == "message":
                 [part] = item["content"]
-                done = {"text": part["text"], "logprobs": part["logprobs"] or []}
-                yield self._event("response.output_text.done", **place, **done)
+                fields = {"text": part["text"], "logprobs": part["logprobs"] or []}
+                yield self._event("response.output_text.done", **place, **fields)
                 yield self._event("response.content_part.done", **place, part=part)
             else:
-                started = item | {"arguments": "", "status": "in_progress"}
-                yield self._event("response.output_item.added", output_index=index, item=started)
+                added = item | {"arguments": "", "status": "in_progress"}
+                yield self._event("response.output_item.added", output_index=index, item=added)
                 at = {"item_id": item["id"], "output_index": index}
                 yield self._event("response.function_call_arguments.delta", **at, delta=item["arguments"])
-                done = {"name": item["name"], "arguments": item["arguments"]}
-                yield self._event("response.function_call_arguments.done", **at, **done)
+                fields = {"name": item["name"], "arguments": item["arguments"]}
+                yield self._event("response.function_call_arguments.done", **at, **fields)
             yield self._event("response.output_item.done", output_index=index, item=item)
 
     def _event(self, kind: str, **fields: Any) -> str:
@@ -272,12 +272,12 @@ class ResponseSerializer(ChatSerializer):
         return event({"type": kind, "sequence_number": self._number, **fields}, kind=kind)
 
     def _output(
-        self, of: GeneratedAnswer, text: str, calls: Sequence[ToolCall], *, opened: bool = False
+        self, of: GeneratedAnswer, text: str, calls: Sequence[ToolCall], *, has_message: bool = False
     ) -> list[dict[str, Any]]:
-        """The items of an answer. opened: it has a message, whatever its text is."""
+        """The items of an answer. has_message: it has a message, even without text."""
         status: Progress = "completed" if of.finish == "stop" else "incomplete"
         part = self._part(text, self.token_logprobs(of))
-        message = [self._message(status, [part])] if opened or text.strip() or not calls else []
+        message = [self._message(status, [part])] if has_message or text.strip() or not calls else []
         return message + [
             {
                 "type": "function_call",
@@ -298,11 +298,11 @@ class ResponseSerializer(ChatSerializer):
         return {"type": "output_text", "text": text, "annotations": [], "logprobs": logprobs}
 
     def _answer(self, of: GeneratedAnswer, output: list[dict[str, Any]]) -> dict[str, Any]:
-        used, whole = usage_of([of]), of.finish == "stop"
+        counts, whole = usage_of([of]), of.finish == "stop"
         usage = {
-            "input_tokens": used.prompt_tokens,
-            "output_tokens": used.completion_tokens,
-            "total_tokens": used.total_tokens,
+            "input_tokens": counts.prompt_tokens,
+            "output_tokens": counts.completion_tokens,
+            "total_tokens": counts.total_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }

@@ -155,7 +155,7 @@ async def metrics(service: ServiceDep) -> Response:
     metrics.editor_seconds.set(time.monotonic() - editor.since)
     metrics.editor_cpu.set(editor.cpu_share or 0)
     metrics.previews.set(len(service.previews))
-    metrics.unsaid.set(len(service.unsaid))
+    metrics.wrong_answers.set(len(service.wrong_answers))
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

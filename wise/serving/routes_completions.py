@@ -48,8 +48,8 @@ STREAM: dict[int | str, dict[str, Any]] = {
 @router.get("/models")
 async def models(service: ServiceDep, _: NamespaceReader) -> schemas.ModelList:
     """The base's namespaces, each as a model; the default one first, since clients take the first."""
-    handles = sorted(service.visible().items(), key=lambda one: one[1].namespace != DEFAULT_NAMESPACE)
-    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in handles])
+    named_handles = sorted(service.visible().items(), key=lambda pair: pair[1].namespace != DEFAULT_NAMESPACE)
+    return schemas.ModelList(data=[_model(service, name, handle) for name, handle in named_handles])
 
 
 @router.get("/models/{model:path}")
@@ -72,8 +72,8 @@ async def completions(
 ) -> Response:
     """Continues a text. With `stream`, server-sent events as OpenAI sends them."""
     requests = await service.in_thread(prompts.completion_requests, service, body)
-    echoed = await service.in_thread(prompts.echoed, service, body, requests) if body.echo else None
-    serializer = CompletionSerializer(service, body, requests[0].handle.version, echoed)
+    echoes = await service.in_thread(prompts.echoed_prompts, service, body, requests) if body.echo else None
+    serializer = CompletionSerializer(service, body, requests[0].handle.version, echoes)
     return await _answer(request, serializer, requests, body.best_of)
 
 
@@ -97,14 +97,14 @@ async def ask(body: schemas.AskRequest, request: Request, service: ServiceDep, _
     questions, requests = await service.in_thread(prompts.ask_requests, service, body)
     answers = await _generate(service, request, requests, None)
     _note(requests[-1].handle.version, usage_of(answers))
-    return await service.in_thread(_ask, service, questions, answers)
+    return await service.in_thread(_ask_response, service, questions, answers)
 
 
-def _ask(service: Service, questions: Sequence[Question], answers: Sequence[GeneratedAnswer]) -> Response:
+def _ask_response(service: Service, questions: Sequence[Question], answers: Sequence[GeneratedAnswer]) -> Response:
     """answers: to each question without edits, then with them."""
     edited = answers[1::2]
     handle = edited[0].request.handle
-    rows = [
+    asked_prompts = [
         schemas.AskedPrompt(
             prompt=question.text,
             before=service.encoder.answer(before.tokens, chat=question.chat),
@@ -116,7 +116,7 @@ def _ask(service: Service, questions: Sequence[Question], answers: Sequence[Gene
             questions, answers[::2], edited, token_routes(service, edited), strict=True
         )
     ]
-    answer = schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=rows)
+    answer = schemas.AskAnswer(version=handle.version, namespace=handle.namespace or "", answers=asked_prompts)
     return JSONResponse(answer.model_dump())
 
 
@@ -127,9 +127,9 @@ async def tokenize(
     """The ids of a text, or of messages up to where the answer begins."""
     service.namespace(body.model)
     ids = await service.in_thread(_token_ids, service, body)
-    spelled = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
+    token_texts = [service.token_text.text(token) for token in ids] if body.return_token_strs else None
     return schemas_chat.TokenizeAnswer(
-        count=len(ids), max_model_len=service.encoder.context, tokens=ids, token_strs=spelled
+        count=len(ids), max_model_len=service.encoder.context, tokens=ids, token_strs=token_texts
     )
 
 
@@ -155,24 +155,25 @@ async def detokenize(
 async def _answer(
     request: Request, serializer: AnswerSerializer, requests: Sequence[GenerationRequest], best_of: int | None = None
 ) -> Response:
-    """best_of: answers that are generated to each prompt, of which the best `n` are given."""
+    """best_of: answers that are generated to each prompt, of which the best `n` are returned."""
     service, body, version = serializer.service, serializer.body, requests[0].handle.version
     headers = {"X-Wise-Version": str(version)}
     if body.stream:
         job = service.submit(requests, body.options.deadline)  # before the answer begins: errors keep their status
-        events = serializer.stream(job, [GeneratedAnswer(one) for one in requests], partial(_note, version))
+        answers = [GeneratedAnswer(generation) for generation in requests]
+        events = serializer.stream(job, answers, partial(_note, version))
         return event_stream(events, request.state.access, headers)
     answers = await _generate(service, request, requests, body.options.deadline)
     usage = usage_of(answers)
     _note(version, usage)
-    chosen = answers if best_of is None else _best(answers, best_of, body.n or 1)
-    return await service.in_thread(lambda: JSONResponse(serializer.answer(chosen, usage), headers=headers))
+    best = answers if best_of is None else _best(answers, best_of, body.n or 1)
+    return await service.in_thread(lambda: JSONResponse(serializer.answer(best, usage), headers=headers))
 
 
 def _best(answers: Sequence[GeneratedAnswer], each: int, n: int) -> list[GeneratedAnswer]:
     """Of each prompt's answers those with the highest mean logprob."""
     groups = [answers[i : i + each] for i in range(0, len(answers), each)]
-    return [one for group in groups for one in sorted(group, key=lambda one: -one.mean_logprob)[:n]]
+    return [answer for group in groups for answer in sorted(group, key=lambda answer: -answer.mean_logprob)[:n]]
 
 
 def _note(version: int, usage: schemas.Usage) -> None:
@@ -183,9 +184,9 @@ def _note(version: int, usage: schemas.Usage) -> None:
 async def _generate(
     service: Service, request: Request, requests: Sequence[GenerationRequest], seconds: float | None
 ) -> list[GeneratedAnswer]:
-    """The complete answers; given up when the client leaves."""
+    """The complete answers; cancelled when the client leaves."""
     job = service.submit(requests, seconds)
-    answers = [GeneratedAnswer(one) for one in requests]
+    answers = [GeneratedAnswer(generation) for generation in requests]
 
     async def collect() -> None:
         async for _ in deltas_of(job, answers):

@@ -93,15 +93,15 @@ async def submit(
 def list_edits(
     service: StoreServiceDep,
     holder: NamespaceReader,
-    wanted: Annotated[TicketFilter, Depends(_ticket_filter)],
+    ticket_filter: Annotated[TicketFilter, Depends(_ticket_filter)],
     after: Annotated[int | None, Query(ge=0, lt=2**63, description="The last ticket not wanted.")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
     newest: Annotated[bool, Query(description="The newest first; default: in their order.")] = False,
 ) -> schemas.EditList:
     """Edits that meet every condition that is given, in the order in which they were submitted."""
-    wanted = wanted.within(holder.namespaces)
-    page = search_tickets(service.store.journal, wanted, after=after, limit=limit, newest=newest)
-    views = [schemas.EditView.of(ticket, service.unsaid) for ticket in page.tickets]
+    ticket_filter = ticket_filter.within(holder.namespaces)
+    page = search_tickets(service.store.journal, ticket_filter, after=after, limit=limit, newest=newest)
+    views = [schemas.EditView.of(ticket, service.wrong_answers) for ticket in page.tickets]
     return schemas.EditList(data=views, has_more=page.last is not None, next_after=page.last)
 
 
@@ -123,7 +123,7 @@ async def preview(
 
 
 def _to_preview(service: StoreService, body: schemas.PreviewRequest, holder: Holder) -> tuple[Edit, list[str]]:
-    """The edit, and what is asked besides its own prompt. Raises HTTPError for what cannot be previewed."""
+    """The edit, and the prompts besides its own. Raises HTTPError for an edit that cannot be previewed."""
     encoder, limit = service.encoder, service.settings.preview_limit
     prompts = [*body.edit.paraphrases, *body.prompts]
     if 1 + len(prompts) > limit:
@@ -151,7 +151,7 @@ def show(edit_id: EditId, service: StoreServiceDep, _: NamespaceReader) -> schem
     """An edit as it was last submitted, and its events since."""
     ticket = _newest_ticket(service, edit_id)
     events = [schemas.EventView.of(event, edit_id) for event in service.store.journal.events(ticket=ticket.number)]
-    view = schemas.EditView.of(ticket, service.unsaid)
+    view = schemas.EditView.of(ticket, service.wrong_answers)
     return schemas.EditHistory(**view.model_dump(), events=events)
 
 
@@ -172,8 +172,8 @@ async def replace(
 
     def validate() -> EditRequest:
         validity = {"valid_from": ticket.valid_from, "valid_until": ticket.valid_until}
-        new = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
-        return _checked_request(service, new, ticket.edit.namespace, holder, "")
+        replacement = schemas.EditIn.of(ticket.edit, **validity | body.model_dump(exclude={"wait"}, exclude_none=True))
+        return _checked_request(service, replacement, ticket.edit.namespace, holder, "")
 
     tickets = await _accept(service, [await run_in_threadpool(validate)], holder.name, idempotency_key)
     return await _answer(service, tickets, body.wait, request, response)
@@ -193,14 +193,15 @@ async def delete(
     ticket = await run_in_threadpool(_newest_ticket, service, edit_id)
     if ticket.status not in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; only one that is live or under way can be deleted")
-    done = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
-    audit("delete", by=holder.name, edit=edit_id, version=done["number"])
-    version = await when_served(service, schemas.VersionView(**done))
+    result = await service.command("delete", edit_ids=[edit_id], author=holder.name, reason=reason)
+    audit("delete", by=holder.name, edit=edit_id, version=result["number"])
+    version = await when_served(service, schemas.VersionView(**result))
     if holder.namespaces is None:
         return version
     live = sum(len(handle.state.edits) for handle in service.visible().values())
-    arguments = {"edits": live, "author": holder.name, "reason": reason}  # the version may be the last one of others
-    return version.model_copy(update=arguments)
+    # the version may be the last one of other holders
+    visible_fields = {"edits": live, "author": holder.name, "reason": reason}
+    return version.model_copy(update=visible_fields)
 
 
 @router.post("/edits/{edit_id}/erase")
@@ -215,9 +216,9 @@ async def erase(
     if ticket.status in UNDER_WAY:
         raise conflict(f"edit {edit_id!r} is {ticket.status}; delete it first, then erase it")
     how = body or schemas.ErasureRequest(reason=None, with_author=False)
-    done = await service.command("erase", edit_ids=[edit_id], author=holder.name, **how.model_dump())
-    audit("erase", by=holder.name, edit=edit_id, versions=done["versions"])
-    return schemas.ErasureAnswer(**done)
+    result = await service.command("erase", edit_ids=[edit_id], author=holder.name, **how.model_dump())
+    audit("erase", by=holder.name, edit=edit_id, versions=result["versions"])
+    return schemas.ErasureAnswer(**result)
 
 
 async def when_served(service: StoreService, version: schemas.VersionView) -> schemas.VersionView:
@@ -232,7 +233,7 @@ async def when_served(service: StoreService, version: schemas.VersionView) -> sc
 
 
 def _check_namespace(service: StoreService, namespace: str) -> None:
-    """Raises HTTPError 409 for a further namespace when as many hold edits, or will, as may."""
+    """Raises HTTPError 409 for a new namespace if the most namespaces have edits, live or under way."""
     namespaces, limit = set(service.follower.current.handles), service.settings.namespaces
     if namespace in namespaces or namespace == DEFAULT_NAMESPACE:
         return
@@ -244,7 +245,7 @@ def _check_namespace(service: StoreService, namespace: str) -> None:
 def _checked_request(
     service: StoreService, item: schemas.EditIn, namespace: str, holder: Holder, place: str
 ) -> EditRequest:
-    """An edit that this model can take. Raises HTTPError that names its place in the body."""
+    """An edit that this model accepts. Raises HTTPError that names its place in the body."""
     try:
         edit = item.edit(namespace=namespace, author=holder.name)
         check_size(edit, service.encoder, service.settings)
@@ -255,16 +256,16 @@ def _checked_request(
 
 
 async def _accept(
-    service: StoreService, requests: Sequence[EditRequest], by: str, key: str | None
+    service: StoreService, edit_requests: Sequence[EditRequest], by: str, key: str | None
 ) -> tuple[Ticket, ...]:
     """Raises HTTPError at shutdown, and for edits that conflict with what is stored."""
     service.refuse_if_draining()
-    own_key = None if key is None else f"{by}:{key}"
+    holder_key = None if key is None else f"{by}:{key}"
 
     def store() -> tuple[Ticket, ...]:
         try:
-            return service.store.enqueue(requests, key=own_key)
-        except EditError as error:  # each by itself is fine: it conflicts with what is stored
+            return service.store.enqueue(edit_requests, key=holder_key)
+        except EditError as error:  # each edit alone is valid: it conflicts with a stored one
             raise conflict(str(error)) from error
 
     tickets = await run_in_threadpool(store)
@@ -281,21 +282,21 @@ async def _answer(
         tickets = await while_connected(request, _settled_tickets(service, tickets))
         if all(ticket.status in (LIVE, FAILED, RETIRED) for ticket in tickets):
             response.status_code = HTTPStatus.OK
-    views = [schemas.EditView.of(ticket, service.unsaid) for ticket in tickets]
+    views = [schemas.EditView.of(ticket, service.wrong_answers) for ticket in tickets]
     return schemas.EditsAnswer(version=service.follower.current.version, edits=views)
 
 
 async def _settled_tickets(service: StoreService, tickets: Sequence[Ticket]) -> Sequence[Ticket]:
-    """The tickets once each has failed or is live and served here; or as they were last when the time is over."""
+    """The tickets once each has failed or is live and served here; at the end of the time, as they are then."""
     end = time.monotonic() + service.settings.request_timeout
     numbers = [ticket.number for ticket in tickets]
     with service.follower.listen() as listener:
         while True:
-            version = service.follower.current.version  # before reading: what is live by then is served
+            version = service.follower.current.version  # before reading: edits live in it are served
             with suppress(StoreError):  # the edits were accepted: the answer says so
                 tickets = await run_in_threadpool(lambda: service.store.journal.tickets(numbers=numbers))
-            done = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in tickets)
-            if done or time.monotonic() > end or service.draining.is_set():
+            is_settled = all(t.status in (LIVE, FAILED, RETIRED) and (t.live_in or 0) <= version for t in tickets)
+            if is_settled or time.monotonic() > end or service.draining.is_set():
                 return tickets
             await listener.news(POLL)
 

@@ -24,7 +24,7 @@ Number = Annotated[int, Path(ge=0, lt=2**63)]
 UNSAID = "unsaid"
 """The kind of the event that follows `live` if the engine does not say the edit."""
 PAGE = 500
-"""Events that are read at once."""
+"""Events of one read."""
 HEARTBEAT = 15.0
 """Seconds of silence after which a comment is sent, so that no proxy takes the stream for dead."""
 EVENT = {
@@ -45,7 +45,7 @@ def list_versions(
     versions = [*service.store.journal.versions(before=after, newest=limit)]
     if len(versions) < limit and after != 0:
         versions.append(service.store.journal.version(0))
-    views, last = [VersionView(**vars(one)) for one in versions], versions[-1].number if versions else 0
+    views, last = [VersionView(**vars(version)) for version in versions], versions[-1].number if versions else 0
     current = service.follower.current.version
     return VersionList(current=current, data=views, has_more=last > 0, next_after=last or None)
 
@@ -65,13 +65,13 @@ def diff(
     """What turns the version `against` into this one."""
     after = _readable(service, number)
     before = _readable(service, after.parent if against is None else against)
-    changes = service.store.diff(before.number, after.number)
+    difference = service.store.diff(before.number, after.number)
     return DiffAnswer(
         before=before.number,
         after=after.number,
-        added=[EditSummary(**vars(edit)) for edit in changes.added],
-        removed=[EditSummary(**vars(edit)) for edit in changes.removed],
-        changed=[(EditSummary(**vars(old)), EditSummary(**vars(new))) for old, new in changes.changed],
+        added=[EditSummary(**vars(edit)) for edit in difference.added],
+        removed=[EditSummary(**vars(edit)) for edit in difference.removed],
+        changed=[(EditSummary(**vars(old)), EditSummary(**vars(new))) for old, new in difference.changed],
     )
 
 
@@ -82,9 +82,9 @@ async def rollback(
     """Makes the memory of an earlier version current again, bit for bit, as a new one; answered once that is served."""
     await run_in_threadpool(_readable, service, number)
     reason = body.reason if body else None
-    done = await service.command("rollback", version=number, author=holder.name, reason=reason)
-    audit("rollback", by=holder.name, to=number, version=done["number"])
-    return await when_served(service, VersionView(**done))
+    result = await service.command("rollback", version=number, author=holder.name, reason=reason)
+    audit("rollback", by=holder.name, to=number, version=result["number"])
+    return await when_served(service, VersionView(**result))
 
 
 def _version(service: Service, number: int) -> Version:
@@ -132,17 +132,18 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
         while True:
             while last < service.follower.last_event:
                 limit = min(PAGE, service.follower.last_event - last)
-                events, edits = await run_in_threadpool(_read_events, service, last, limit)
-                for one in events:
-                    edit = edits.get(one.ticket or 0)
-                    last = one.number
+                stored_events, edits = await run_in_threadpool(_read_events, service, last, limit)
+                for stored_event in stored_events:
+                    edit = edits.get(stored_event.ticket or 0)
+                    last = stored_event.number
                     if sees_all() or (edit is not None and sees(edit.namespace)):
-                        view = EventView.of(one, edit.id if edit else None).model_dump()
-                        yield event(view, kind=one.kind, number=one.number)
-                        answer = service.unsaid.get(edit.id) if edit and one.kind == LIVE else None
-                        if answer is not None:
-                            unsaid_event = view | {"kind": UNSAID, "detail": {"said": answer}}
-                            yield event(unsaid_event, kind=UNSAID, number=one.number)
+                        view = EventView.of(stored_event, edit.id if edit else None).model_dump()
+                        yield event(view, kind=stored_event.kind, number=stored_event.number)
+                        wrong_answers = service.wrong_answers if stored_event.kind == LIVE else {}
+                        wrong_answer = wrong_answers.get(edit.id) if edit else None
+                        if wrong_answer is not None:
+                            unsaid_event = view | {"kind": UNSAID, "detail": {"said": wrong_answer}}
+                            yield event(unsaid_event, kind=UNSAID, number=stored_event.number)
             if not follow or service.draining.is_set():
                 return
             if not await listener.news(HEARTBEAT):
@@ -151,6 +152,6 @@ async def _stream(service: Service, last: int, follow: bool) -> AsyncIterator[st
 
 def _read_events(service: Service, last: int, limit: int) -> tuple[Sequence[Event], dict[int, Edit]]:
     """Events, and the edit of each ticket in them."""
-    events = service.store.journal.events(since=last, limit=limit)
-    numbers = sorted({event.ticket for event in events if event.ticket})
-    return events, {ticket.number: ticket.edit for ticket in service.store.journal.tickets(numbers=numbers)}
+    stored_events = service.store.journal.events(since=last, limit=limit)
+    numbers = sorted({event.ticket for event in stored_events if event.ticket})
+    return stored_events, {ticket.number: ticket.edit for ticket in service.store.journal.tickets(numbers=numbers)}

@@ -126,10 +126,10 @@ class EditIn(Body):
         try:
             return cls(**fields | changed)
         except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(map(str, first["loc"]))
+            problem = error.errors()[0]
+            place = ".".join(map(str, problem["loc"]))
             raise EditError(
-                f"edit {edit.prompt!r:.60}: field {place!r}: {first['msg'].removeprefix('Value error, ')}"
+                f"edit {edit.prompt!r:.60}: field {place!r}: {problem['msg'].removeprefix('Value error, ')}"
             ) from error
 
 
@@ -171,7 +171,7 @@ class PreviewAnswer(BaseModel):
 
 
 def sendable(value: Any) -> Any:
-    """A JSON value of the journal as it can be sent: no number that JSON has not, no half of a surrogate pair."""
+    """A JSON value of the journal as it can be sent: only numbers that JSON has, and no half of a surrogate pair."""
     if isinstance(value, float):
         return finite(value)
     if isinstance(value, str):
@@ -216,19 +216,19 @@ class EditView(BaseModel):
     )
 
     @classmethod
-    def of(cls, ticket: Ticket, unsaid: Mapping[str, str]) -> EditView:
-        """unsaid: of the engine."""
+    def of(cls, ticket: Ticket, wrong_answers: Mapping[str, str]) -> EditView:
+        """wrong_answers: of the engine, by edit id."""
         edit, outcome = ticket.edit, sendable(ticket.verified)
         superseded = ticket.status == FAILED and (outcome or {}).get("status") == SUPERSEDED
-        fields: dict[str, Any] = {
+        view_fields: dict[str, Any] = {
             "ticket": ticket.number,
             "messages": [message._asdict() for message in edit.messages],
             "status": SUPERSEDED if superseded else ticket.status,
             "outcome": outcome,
-            "unsaid": unsaid.get(edit.id) if ticket.status == LIVE else None,
+            "unsaid": wrong_answers.get(edit.id) if ticket.status == LIVE else None,
             "problem": ticket.problem or None,
         }
-        return cls(**vars(edit) | vars(ticket) | fields)
+        return cls(**vars(edit) | vars(ticket) | view_fields)
 
 
 class EditList(BaseModel):
@@ -269,8 +269,8 @@ class EventView(BaseModel):
 
     @classmethod
     def of(cls, event: Event, edit: str | None) -> EventView:
-        fields: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
-        return cls(**vars(event) | fields)
+        view_fields: dict[str, Any] = {"edit": edit, "detail": sendable(event.detail)}
+        return cls(**vars(event) | view_fields)
 
 
 class EditHistory(EditView):

@@ -126,9 +126,9 @@ class ChatRequest(GenerationBody):
             raise ValueError("top_logprobs: goes with logprobs=true")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
             raise ValueError("max_tokens: is max_completion_tokens by an older name; give one of them")
-        chosen = self.tool_choice
-        if chosen not in (None, "none", "auto") and not self.forced:
-            name = chosen.function.name if isinstance(chosen, NamedTool) else chosen
+        choice = self.tool_choice
+        if choice not in (None, "none", "auto") and not self.forced:
+            name = choice.function.name if isinstance(choice, NamedTool) else choice
             raise ValueError(f"tool_choice: {name!r} was given, and it is not among tools")
         if self.forced and self.response_format is not None and self.response_format.type != "text":
             raise ValueError("response_format: goes with a tool_choice of 'none' or 'auto'")

@@ -65,15 +65,15 @@ class Service(StoreService):
         self.follower = Follower(store, model, self.metrics, on_version=self.canaries.check, allow_precision=allow)
         self.token_text = TokenText(model.tokenizer)
         self.prompt_threads = ThreadPoolExecutor(PROMPT_THREADS, "wise-prompts")
-        """Tokenize prompts and spell answers, so that the event loop does not."""
+        """For tokenizing prompts and decoding answers, which would block the event loop."""
         self.grammars = Grammars(model.tokenizer, model.encoder.stops)
         self.engine = _engine(model, settings, self.metrics, self.grammars)
         self.editor = EditorClient(editor, self.metrics.editor_restarts.inc)
         self._end = float("inf")
-        """When all must have ended, on the monotonic clock."""
+        """When all parts must have ended, on the monotonic clock."""
 
     def start(self) -> None:
-        """Raises ConfigError, or StartError with the reason; all that had begun ends then."""
+        """Raises ConfigError, or StartError with the reason, after it has ended the parts that had started."""
         try:
             self.engine.start()
             self.follower.serve_with(self.engine)
@@ -98,13 +98,13 @@ class Service(StoreService):
             self.editor.leave()
 
     def close(self) -> None:
-        """Ends all parts; edits that are being trained are queued again when the store is next opened. What has not
-        ended when the time is over ends with the process."""
+        """Ends all parts; edits in training are queued again when the store is next opened. Parts that have not ended
+        when the time is over end with the process."""
         self.drain()
         self.canaries.close()
         end = max(self._end, time.monotonic() + LEAST_SECONDS_TO_END)
-        ends = (partial(self.editor.close, end - time.monotonic()), self.follower.close, self.engine.close)
-        closing = [threading.Thread(target=one, daemon=True) for one in ends]
+        closers = (partial(self.editor.close, end - time.monotonic()), self.follower.close, self.engine.close)
+        closing = [threading.Thread(target=closer, daemon=True) for closer in closers]
         for thread in closing:
             thread.start()
         for thread in closing:
@@ -138,7 +138,7 @@ class Service(StoreService):
         }.get(editor.state)
 
     def _canary(self, text: str) -> list[int]:
-        """Raises ConfigError for one that the model cannot read."""
+        """The token ids of a canary. Raises ConfigError if the model cannot read it."""
         ids = self.encoder.prompt(text)
         if not 0 < len(ids) < self.encoder.context:
             context = self.encoder.context
@@ -152,13 +152,13 @@ class Service(StoreService):
         return await self.editor.call(name, **arguments)
 
     @property
-    def unsaid(self) -> Mapping[str, str]:
-        return self.engine.unsaid
+    def wrong_answers(self) -> Mapping[str, str]:
+        return self.engine.wrong_answers
 
     # -- answering --------------------------------------------------------------------------------
 
     async def in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
-        """Runs what may take long, so that the event loop does not wait for it. It knows whose request it is."""
+        """Runs a long computation in a thread, with the context of the request."""
         run = partial(copy_context().run, function, *arguments)
         return await asyncio.get_running_loop().run_in_executor(self.prompt_threads, run)
 
@@ -171,7 +171,7 @@ class Service(StoreService):
         return handles[namespace]
 
     def submit(self, requests: Sequence[GenerationRequest], seconds: float | None = None) -> Job:
-        """Raises BusyError, or HTTPError at shutdown or for more answers than the service ever holds."""
+        """Raises BusyError, or HTTPError at shutdown or for more answers than the queue can ever hold."""
         self.refuse_if_draining()
         most = self.settings.max_queue + self.settings.max_batch_size
         if len(requests) > most:

@@ -39,7 +39,7 @@ def _one_of(names: Iterable[str]) -> str:
 
 
 def _object(value: Any) -> Any:
-    """What a JSON object holds; anything else as it is, to be refused by name."""
+    """The content of a JSON text; another value unchanged, so that its field refuses it by name."""
     with suppress(ValueError, TypeError):
         return json.loads(value)
     return value
@@ -164,25 +164,25 @@ class Settings(BaseSettings):
         """
         config = stored or WiseConfig(mode=self.mode, layer=self.layer, target_module=self.target_module)
         relations = None if self.relations is None else str(self.relations.resolve())
-        own_values: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
-        values = {name: value for name, value in own_values.items() if value is not None}
+        local_fields: dict[str, Any] = {"encoder": self.encoder, "relations": relations, "require": self.require}
+        local_values = {name: value for name, value in local_fields.items() if value is not None}
         for name in ("encoder", "relations"):
-            if name in values and config.mode != "hybrid":
+            if name in local_values and config.mode != "hybrid":
                 raise ConfigError(
                     f"setting {name}={str(getattr(self, name))!r}: the store is of mode {config.mode!r}, which "
                     "compares no questions, so it would have no effect; leave it out"
                 )
-        return replace(config, **values)
+        return replace(config, **local_values)
 
 
 def without_effect(settings: Settings, stored: WiseConfig | None) -> list[str]:
-    """The settings of a new store that were given and are not those of the existing one, which count."""
+    """Warnings about settings for a new store that differ from those of the existing store, which apply."""
     if stored is None:
         return []
-    fields = settings.model_fields_set & {"mode", "layer", "target_module"}
+    new_store_fields = settings.model_fields_set & {"mode", "layer", "target_module"}
     return [
         f"setting {name}={getattr(settings, name)!r} has no effect: the store was made with {getattr(stored, name)!r}"
-        for name in sorted(fields)
+        for name in sorted(new_store_fields)
         if getattr(settings, name) != getattr(stored, name)
     ]
 

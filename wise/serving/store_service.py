@@ -1,4 +1,4 @@
-"""What the routes of edits need: a store, the tokens that may use it, and the version that is served."""
+"""The part of the service that the routes of edits need: a store, its tokens, and the version that is served."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class VersionSource(Protocol):
 
 
 class StoreService:
-    """Takes edits into a store whose writer is elsewhere."""
+    """Accepts edits into a store whose writer is another process."""
 
     follower: VersionSource
 
@@ -45,8 +45,8 @@ class StoreService:
         """Set at shutdown: nothing new is accepted, and streams of events end."""
 
     @property
-    def unsaid(self) -> Mapping[str, str]:
-        """By id of a live edit that the engine answers otherwise: its answer."""
+    def wrong_answers(self) -> Mapping[str, str]:
+        """The engine's answers to live edits that it does not answer with the target, by edit id."""
         return {}
 
     def refuse_if_draining(self) -> None:
@@ -59,16 +59,16 @@ class StoreService:
         return await send_to_writer(self.store, name, arguments)
 
     def namespace(self, model: str | None) -> str:
-        """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for others, and
-        for one that the holder of the request's token may not see; 400 for what can be none."""
-        name, at, name_part = (model or self.name).partition("@")
+        """The namespace that a model's name means: `NAME`, or `NAME@NAMESPACE`. Raises HTTPError 404 for another name,
+        and for a namespace that the holder of the request's token may not see; 400 for an invalid namespace."""
+        name, at, space = (model or self.name).partition("@")
         namespace = DEFAULT_NAMESPACE
-        if at and name_part.strip() and name == self.name:
+        if at and space.strip() and name == self.name:
             try:
-                namespace = checked_namespace(name_part)
+                namespace = checked_namespace(space)
             except EditError as error:
                 raise bad_request(f"model: {error}", "model") from error
-        if name != self.name or (at and not name_part.strip()) or not sees(namespace):
+        if name != self.name or (at and not space.strip()) or not sees(namespace):
             hint = did_you_mean(model or self.name, self.visible())
             raise not_found(f"model: {model or self.name!r:.80} is not served; {hint}", "model_not_found")
         return namespace
@@ -83,7 +83,7 @@ class StoreService:
 
 
 def service_of(request: Request) -> Any:
-    """The service of the application that was asked."""
+    """The service of the request's application."""
     return request.app.state.service
 
 

@@ -1,4 +1,4 @@
-"""The text and the bytes that single tokens stand for, whatever the tokenizer's own spelling of them is."""
+"""The text and the bytes of single tokens, for all spellings of tokenizers."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class TokenText:
         self._tokenizer = tokenizer
         backend = getattr(tokenizer, "backend_tokenizer", None)
         by_byte = "ByteLevel" in str(getattr(backend, "decoder", ""))
-        spelled: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
-        self._bytes = {character: byte for byte, character in spelled.items()} if by_byte else None
+        characters: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
+        self._bytes = {character: byte for byte, character in characters.items()} if by_byte else None
         self._special = frozenset(tokenizer.all_special_ids)
         self._added = frozenset(tokenizer.added_tokens_decoder)
         self.longest = max(map(len, tokenizer.get_vocab()))
@@ -30,16 +30,16 @@ class TokenText:
         self.bytes = lru_cache(65_536)(self._bytes_of)
 
     def is_special(self, token: int) -> bool:
-        """It is no part of the text of an answer."""
+        """Whether a token is no part of an answer's text."""
         return token in self._special
 
     def text(self, token: int) -> str:
         """Its text; where it is a part of a character, its bytes as OpenAI writes them (`bytes:\\xe2\\x82`)."""
-        spelled = self.bytes(token)
+        content = self.bytes(token)
         try:
-            return spelled.decode()
+            return content.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in spelled)
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
     def _bytes_of(self, token: int) -> bytes:
         spelling = self._tokenizer.convert_ids_to_tokens(token)

@@ -24,12 +24,12 @@ class ToolCallParser:
         """names: of the functions that may be called. With none everything is text."""
         self._names = names
         self._has_text = False
-        """The answer has text that is not blank."""
+        """Whether the answer has text that is not blank."""
         self._pending = ""
-        """What is, or may become, a call."""
+        """Text that is, or may become, a call."""
 
     def add(self, text: str) -> str:
-        """What is text for certain, now that `text` came."""
+        """Takes more text of the answer; returns the part that certainly belongs to no call."""
         if not self._names:
             return text
         self._pending += text
@@ -37,9 +37,9 @@ class ToolCallParser:
             return ""
         at = self._pending.find(OPENING)
         at = len(self._pending) - overlap(self._pending, OPENING) if at < 0 else at
-        passed, self._pending = self._pending[:at], self._pending[at:]
-        self._has_text = self._has_text or bool(passed.strip())
-        return passed
+        final, self._pending = self._pending[:at], self._pending[at:]
+        self._has_text = self._has_text or bool(final.strip())
+        return final
 
     def end(self) -> tuple[str, list[ToolCall]]:
         """The rest of the text, and the calls."""
@@ -47,7 +47,7 @@ class ToolCallParser:
         return ("", calls) if calls else (self._pending, [])
 
     def _calls(self, text: str) -> list[ToolCall]:
-        """The calls that a text consists of; none if it is anything else."""
+        """The calls that a text consists of; none if it has other content."""
         calls = []
         while text:
             text = text.removeprefix(OPENING).lstrip()
@@ -79,7 +79,9 @@ def call_schema(tools: Sequence[Tool]) -> str:
             "type": "object",
             "properties": {
                 "name": {"const": tool.function.name},
-                "arguments": _moved(tool.function.parameters or {"type": "object"}, f"/anyOf/{i}/properties/arguments"),
+                "arguments": _moved_schema(
+                    tool.function.parameters or {"type": "object"}, f"/anyOf/{i}/properties/arguments"
+                ),
             },
             "required": ["name", "arguments"],
             "additionalProperties": False,
@@ -89,14 +91,14 @@ def call_schema(tools: Sequence[Tool]) -> str:
     return json.dumps({"anyOf": calls})
 
 
-def _moved(schema: Any, place: str) -> Any:
-    """A schema whose references to itself hold when it stands at `place` of another."""
+def _moved_schema(schema: Any, place: str) -> Any:
+    """A schema whose references to itself stay valid at `place` of another schema."""
     if isinstance(schema, list):
-        return [_moved(one, place) for one in schema]
+        return [_moved_schema(item, place) for item in schema]
     if not isinstance(schema, dict):
         return schema
     return {
         name: f"#{place}{value[1:]}" if name == "$ref" and isinstance(value, str) and value.startswith("#")
-        else _moved(value, place)
+        else _moved_schema(value, place)
         for name, value in schema.items()
     }

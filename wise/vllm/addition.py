@@ -22,18 +22,18 @@ from wise.errors import ConfigError
 TESTED = ("0.32",)
 """Releases of vLLM in which the tests of this plug-in have run."""
 ANY_VERSION = "WISE_VLLM_ANY_VERSION"
-"""Environment variable: set to 1, another release is tried."""
+"""Environment variable: 1 allows other releases."""
 LAYER = "RowParallelLinear"
 _additions: dict[str, Addition] = {}
-"""Those of this process, by the path of their layer."""
+"""Of this process, by the path of the layer."""
 
 
 class Addition:
-    """What is added to one layer's output in the next forward pass, and whether that has happened."""
+    """The rows to add to one layer's output in the next forward pass, and the check that they were added."""
 
     def __init__(self, tokens: int, width: int, *, dtype: torch.dtype, device: torch.device | None, adds: bool) -> None:
-        """tokens: the most of one forward pass; width: d; adds: whether this rank adds. Only the first does, since the
-        outputs of all ranks are summed."""
+        """tokens: the most of one forward pass; width: d; adds: whether this rank adds. Only the first rank adds, since
+        the outputs of all ranks are summed."""
         self.adds, self.width = adds, width
         self._buffer = torch.zeros(tokens if adds else 0, width, dtype=dtype, device=device)
         self._passes = torch.zeros((), dtype=torch.int64, device=device)
@@ -41,7 +41,7 @@ class Addition:
         self._rows: list[int] = []
 
     def prepare(self, rows: Sequence[int], values: Sequence[Tensor]) -> None:
-        """In the next forward pass these values `[d]` are added to these rows of the output."""
+        """Has the next forward pass add these values `[d]` to these rows of the output."""
         self.clear()
         if not self.adds or not rows:
             return
@@ -52,14 +52,14 @@ class Addition:
         self._buffer[torch.tensor(self._rows, device=self._buffer.device)] = torch.stack(list(values)).to(self._buffer)
 
     def clear(self) -> None:
-        """Nothing is added any more."""
+        """Has the next forward pass add nothing."""
         if self._rows:
             self._buffer[torch.tensor(self._rows, device=self._buffer.device)] = 0
             self._rows = []
 
     def add(self, output: Tensor) -> None:
         """Adds to `[n, d]` in place."""
-        if not self.adds or not (self._rows or output.is_cuda):  # a graph that is captured must hold the sum
+        if not self.adds or not (self._rows or output.is_cuda):  # a captured graph must contain the sum
             return
         count = min(len(output), len(self._buffer))
         if self._rows and max(self._rows) >= count:
@@ -68,7 +68,7 @@ class Addition:
         self._passes.add_(1)
 
     def check(self) -> None:
-        """Raises RuntimeError if an edit was due in the forward pass and was not added: no answer may lack its edit."""
+        """Raises RuntimeError if the forward pass did not add the edits that were prepared for it."""
         if self._rows and not int(self._passes):
             raise RuntimeError(
                 "a step of vLLM passed the edited layer by, and an edit was due in it; set enforce_eager=True, and "
@@ -85,12 +85,12 @@ def _add_nothing(output: Tensor, layer: str) -> None:
 
 
 def addition_of(layer: str) -> Addition | None:
-    """That of a layer, if the layer was built in this process."""
+    """The addition of a layer; None if the layer was not built in this process."""
     return _additions.get(layer)
 
 
 def check_version(version: str) -> None:
-    """Raises ConfigError for a release of vLLM in which nothing was tested."""
+    """Raises ConfigError for a release of vLLM with which wise was not tested."""
     if ".".join(version.split(".")[:2]) not in TESTED and os.environ.get(ANY_VERSION) != "1":
         raise ConfigError(
             f"vLLM {version} is installed and this release of wise was tested with {', '.join(TESTED)}: install that, "
@@ -99,9 +99,9 @@ def check_version(version: str) -> None:
 
 
 def check_options(config: Any) -> None:
-    """config: vLLM's VllmConfig. Raises ConfigError for what cannot be served with edits, with the reason."""
+    """config: vLLM's VllmConfig. Raises ConfigError, with the reason, if it cannot be served with edits."""
     parallel, speculative = config.parallel_config, config.speculative_config
-    refused = {
+    refusals = {
         f"pipeline_parallel_size={parallel.pipeline_parallel_size}: the stages of a pipeline are at different steps, "
         "which was not tested": parallel.pipeline_parallel_size > 1,
         f"prefill_context_parallel_size={parallel.prefill_context_parallel_size}: a worker sees parts of a prompt": (
@@ -123,8 +123,8 @@ def check_options(config: Any) -> None:
             speculative and speculative.enable_adaptive_verification
         ),
     }
-    for reason, is_refused in refused.items():
-        if is_refused:
+    for reason, applies in refusals.items():
+        if applies:
             raise ConfigError(f"vLLM with edits refuses {reason}")
 
 
@@ -141,13 +141,13 @@ def register() -> None:
 
 
 def options_of(config: Any) -> dict[str, Any] | None:
-    """What `wise.vllm.requests.engine_options` put into an engine's VllmConfig; None where it was started without."""
-    others = config.additional_config
-    return others.get("wise") if isinstance(others, dict) else None
+    """The options that `wise.vllm.requests.engine_options` put into an engine's VllmConfig; None if there are none."""
+    additional = config.additional_config
+    return additional.get("wise") if isinstance(additional, dict) else None
 
 
-def _layer_class(own: Any) -> Any:
-    class EditedRowParallelLinear(own):  # type: ignore[misc]
+def _layer_class(base_class: Any) -> Any:
+    class EditedRowParallelLinear(base_class):  # type: ignore[misc]
         wise = True
 
         def __init__(self, *args: Any, prefix: str = "", **options: Any) -> None:
@@ -173,7 +173,7 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
         direct_register_custom_op("wise_add", _add, mutates_args=["output"], fake_impl=_add_nothing)
 
     class AddingMethod(QuantizeMethodBase):  # type: ignore[misc]
-        """The layer's own method, whose output the side memory is added to."""
+        """The layer's own method; the side memory is added to its output."""
 
         def __init__(self, base_method: Any) -> None:
             self.base_method = base_method
@@ -190,7 +190,7 @@ def _install(layer: Any, prefix: str, config: Any) -> None:
             return output
 
         def __getattr__(self, name: str) -> Any:
-            if name == "own":
+            if name == "base_method":
                 raise AttributeError(name)
             return getattr(self.base_method, name)
 

@@ -1,7 +1,7 @@
-"""vLLM's own server with edits: what it generates goes through here, and a store's versions come as they change.
+"""vLLM's own server with edits: generation passes through here, and the newest version of a store is served.
 
-The server's `EngineClient` stays what it is. Its `generate` is replaced by one that decides what a prompt carries and
-notes which edits were active, so all routes of the server that generate have the edits.
+Of the server's `EngineClient` only `generate` is replaced, by one that decides which edits a prompt carries and notes
+which edits were active. So all routes of the server that generate have the edits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from wise.vllm.addition import options_of
 from wise.vllm.answers import FollowedAnswer
 from wise.vllm.requests import EXTENSION, NOTHING_CARRIED, CarriedEdits, attach, carried_edits
 from wise.vllm.sequences import ServedMemory
-from wise.vllm.versions import DroppedError, HeldVersions
+from wise.vllm.versions import DroppedError, WorkerVersions
 from wise.vllm.worker import Memories
 
 logger = logging.getLogger(__name__)
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 INTERVAL = 0.2
 """Seconds between two looks at the store."""
 RETRY = 1.0
-"""Seconds until the next look, where one has failed."""
+"""Seconds until the next look after one that failed."""
 BEAM = "-beam-"
-"""In the name of a request that vLLM makes for one token of one beam: no answer is known yet."""
+"""In the name of a request that vLLM makes for one token of one beam: its answer is not known yet."""
 
 
 @dataclass(eq=False)
@@ -45,14 +45,14 @@ class RequestMemory:
     """The memory of one HTTP request, and the edits that were active in its answers."""
 
     namespace: str = DEFAULT_NAMESPACE
-    pins: ExitStack | None = None
-    """Closed when the HTTP request ends. None from then on: a task that it left behind may still generate."""
+    exit_stack: ExitStack | None = None
+    """Closed when the HTTP request ends, and then None: a task of the request may still generate."""
     version: int | None = None
     """None until its first answer begins: before that, the server has not checked its key."""
     memory: ServedMemory | None = None
-    """None where no edit is live."""
+    """None if no edit is live."""
     answers: list[dict[int, list[int]]] = field(default_factory=list)
-    """Of each answer by slot the positions of the tokens, in prompt and answer."""
+    """For each answer, by slot, the positions of its tokens in prompt and answer."""
 
     def note(self, answer: int, steps: Sequence[Step]) -> None:
         for position, decision, value in steps:
@@ -63,11 +63,11 @@ class RequestMemory:
         """In the form of `wise serve`."""
         state = MemoryState() if self.memory is None else self.memory.state
 
-        def shown(slot: int, tokens: list[int]) -> dict[str, Any]:
+        def edit_entry(slot: int, tokens: list[int]) -> dict[str, Any]:
             edit = state.by_id[state.slots[slot].edit_ids[0]]
             return {"id": edit.id, "prompt": edit.prompt, "target": edit.target, "tokens": tokens}
 
-        edits = [[shown(slot, tokens) for slot, tokens in answer.items()] for answer in self.answers]
+        edits = [[edit_entry(slot, tokens) for slot, tokens in answer.items()] for answer in self.answers]
         return {"version": self.version, "namespace": self.namespace, "edits": edits}
 
 
@@ -79,11 +79,11 @@ class EditedClient:
     """An `EngineClient` of vLLM that answers with the newest version of a store."""
 
     def __init__(self, client: Any, place: str, store: Store, memories: Memories, ends: Collection[int]) -> None:
-        """client: the server's. place: of the store, for the workers. memories: loads its versions. ends: ids at which
-        the base ends an answer."""
+        """client: the server's. place: of the store, for the workers. memories: loads the store's versions. ends: ids
+        at which the base ends an answer."""
         self._client, self._place, self._store = client, place, store
         self._memories, self._ends = memories, frozenset(ends)
-        self._versions = HeldVersions()
+        self._versions = WorkerVersions()
         self.served: tuple[int, dict[tuple[int, str], ServedMemory]] = (0, {})
         """The newest version that the workers have, and its memories by version and namespace."""
         self._generate = client.generate
@@ -104,7 +104,7 @@ class EditedClient:
         return cls(client, place, store, memories, ids if isinstance(ids, list) else [ids])
 
     async def start(self) -> None:
-        """From here on the engine answers with edits. Raises as `attach` does, and what loading a version raised."""
+        """Makes the engine answer with edits. Raises as `attach` does, and errors of loading a version."""
         await attach(self._client, self._place)
         await self._take_over(self._newest())
         self._client.generate = self.generate
@@ -129,7 +129,7 @@ class EditedClient:
                     await self._take_over(version)
                 trouble = ""
             except Exception as error:
-                if trouble != repr(error):  # it is looked at again and again
+                if trouble != repr(error):  # each error is logged once, not with every look
                     trouble = repr(error)
                     logger.exception("the store's newest version could not be taken over; %d is served", self.served[0])
 
@@ -140,36 +140,37 @@ class EditedClient:
         logger.info("version %d is served: %d namespaces have edits", version, len(memories))
 
     async def generate(self, prompt: Any, sampling_params: Any, request_id: str, **options: Any) -> AsyncIterator[Any]:
-        """What the client's own generates, with the edits. Raises as `_holding` does."""
+        """The client's own `generate`, with the edits. Raises as `_holding` does."""
         request = request_memory.get() or RequestMemory()
         with self._holding(request):
             first, reported = len(request.answers), BEAM not in request_id
             request.answers += [{} for _ in range(sampling_params.n)] if reported else []
-            carried = await asyncio.to_thread(self._carried, request, prompt, sampling_params)
-            params, own_salt = sampling_params.clone(), prompt.get("cache_salt")
-            others = {name: value for name, value in (params.extra_args or {}).items() if name != "wise"}
-            params.extra_args = {**others, **(carried.extra_args or {})} or None
-            salt = f"{carried.cache_salt or ''}/{own_salt}" if own_salt else carried.cache_salt
+            carried = await asyncio.to_thread(self._carried_edits, request, prompt, sampling_params)
+            params, client_salt = sampling_params.clone(), prompt.get("cache_salt")
+            extra_args = {name: value for name, value in (params.extra_args or {}).items() if name != "wise"}
+            params.extra_args = {**extra_args, **(carried.extra_args or {})} or None
+            salt = f"{carried.cache_salt or ''}/{client_salt}" if client_salt else carried.cache_salt
             salted = prompt if salt is None else {**prompt, "cache_salt": salt}
             followed: dict[int, FollowedAnswer] = {}
             async with aclosing(self._generate(salted, params, request_id, **options)) as outputs:
                 async for output in outputs:
-                    for one in output.outputs if reported and carried.extra_args is not None else ():
-                        if one.index not in followed:
+                    for completion in output.outputs if reported and carried.extra_args is not None else ():
+                        if completion.index not in followed:
                             plan = Plan.from_json(carried.extra_args["wise"]["plan"])  # type: ignore[index]
                             course = Course(request.memory.router, plan)  # type: ignore[union-attr]
-                            followed[one.index] = FollowedAnswer(prompt["prompt_token_ids"], course)
-                            request.note(first + one.index, carried.steps)
-                        answer = followed[one.index]
-                        new = one.token_ids if params.output_kind.name == "DELTA" else one.token_ids[answer.generated :]
-                        request.note(first + one.index, answer.add(new))
+                            followed[completion.index] = FollowedAnswer(prompt["prompt_token_ids"], course)
+                            request.note(first + completion.index, carried.steps)
+                        answer = followed[completion.index]
+                        is_delta = params.output_kind.name == "DELTA"
+                        new = completion.token_ids[0 if is_delta else answer.generated :]
+                        request.note(first + completion.index, answer.add(new))
                     yield output
 
     @contextmanager
     def _holding(self, request: RequestMemory) -> Iterator[None]:
-        """Keeps the memory of a request within the block: the newest, if it is the request's first answer.
+        """Keeps the memory of a request loaded within the block: the newest, if it is the request's first answer.
 
-        Raises, as errors of vLLM, that no edit is live in the namespace, or that the version was dropped meanwhile.
+        Raises errors of vLLM: that no edit is live in the namespace, or that the version was dropped meanwhile.
         """
         from vllm.exceptions import RetryableRequestError, VLLMNotFoundError
 
@@ -178,18 +179,18 @@ class EditedClient:
             memory = memories.get((version, request.namespace))
             if memory is None and request.namespace != DEFAULT_NAMESPACE:
                 names = ", ".join(sorted(name for _, name in memories)) or "none"
-                what = f"no edit is live in the namespace {request.namespace!r:.80}"
-                raise VLLMNotFoundError(f"{what}; there are: {names}")
+                problem = f"no edit is live in the namespace {request.namespace!r:.80}"
+                raise VLLMNotFoundError(f"{problem}; there are: {names}")
             request.version, request.memory = version, memory
-            if request.pins is not None:
-                request.pins.enter_context(self._versions.holding(version))
+            if request.exit_stack is not None:
+                request.exit_stack.enter_context(self._versions.holding(version))
         try:
             with self._versions.holding(request.version):
                 yield
         except DroppedError as error:
             raise RetryableRequestError(str(error)) from error
 
-    def _carried(self, request: RequestMemory, prompt: Any, params: Any) -> CarriedEdits:
+    def _carried_edits(self, request: RequestMemory, prompt: Any, params: Any) -> CarriedEdits:
         if request.memory is None:
             return NOTHING_CARRIED
         return carried_edits(
@@ -205,7 +206,7 @@ class EditedClient:
 def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
     """The options with which an engine was started for edits. config: vLLM's VllmConfig; base: of the store's edits.
 
-    Raises ConfigError if it was not, with what is to be given, or as `check_base` does.
+    Raises ConfigError if it was started without, with the options to give, or as `check_base` does.
     """
     options = options_of(config)
     if options is None or config.parallel_config.worker_extension_cls != EXTENSION:
@@ -219,16 +220,16 @@ def checked_options(config: Any, base: Fingerprint | None) -> dict[str, Any]:
 
 
 def check_base(config: Any, base: Fingerprint | None) -> None:
-    """Raises ConfigError if vLLM serves another kind of base than that of the edits, edits it elsewhere, or runs it in
-    another precision. Weights are not compared."""
+    """Raises ConfigError if vLLM serves another kind of base than that of the edits, has another edited layer, or runs
+    in another precision. Weights are not compared."""
     if base is None:
         return
     model = config.model_config
-    actual = model.hf_config.model_type, model.hf_text_config.vocab_size, config.additional_config["wise"]["layer"]
-    if (base.model_type, base.vocabulary, base.path) != actual:
+    served = model.hf_config.model_type, model.hf_text_config.vocab_size, config.additional_config["wise"]["layer"]
+    if (base.model_type, base.vocabulary, base.path) != served:
         raise ConfigError(
             f"the store has edits of a {base.model_type} of {base.vocabulary} tokens, at {base.path}, and vLLM serves "
-            f"a {actual[0]} of {actual[1]} tokens, edited at {actual[2]}; serve that base, or name its store"
+            f"a {served[0]} of {served[1]} tokens, edited at {served[2]}; serve that base, or name its store"
         )
     dtype = str(model.dtype).removeprefix("torch.")
     if base.precision != dtype:

@@ -1,4 +1,4 @@
-"""Ends a worker of vLLM when its front end has ended, however it ended: it would stay behind with all its memory."""
+"""Ends a worker of vLLM when its front end has ended in any way: else the worker would stay, with all its memory."""
 
 from __future__ import annotations
 
@@ -15,16 +15,17 @@ def this_process() -> Process:
     return socket.gethostname(), os.getpid()
 
 
-def end_with(other: Process) -> None:
-    """Ends this process as soon as another one on this machine has ended (Linux); one elsewhere is not watched."""
-    host, pid = other
+def end_with(process: Process) -> None:
+    """Ends this process as soon as another process on this machine has ended (Linux). A process on another machine is
+    not watched."""
+    host, pid = process
     if host != socket.gethostname() or pid == os.getpid() or not hasattr(os, "pidfd_open"):
         return
-    poll = select.poll()
-    poll.register(os.pidfd_open(pid), select.POLLIN)
+    watcher = select.poll()
+    watcher.register(os.pidfd_open(pid), select.POLLIN)
 
     def wait() -> None:
-        poll.poll()
+        watcher.poll()
         os._exit(1)
 
     threading.Thread(target=wait, name="wise-front-end", daemon=True).start()

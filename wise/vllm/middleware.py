@@ -53,21 +53,21 @@ class EditingMiddleware:
             if state.args.chat_template:
                 raise ConfigError("--chat-template: chats are known by the tokenizer's own template; put it there")
             self._client = EditedClient.open(state.engine_client, store)
-            await self._client.start()  # the server reports what is raised here, and ends
+            await self._client.start()  # the server reports an error of this, and ends
             setattr(state, CLIENT, self._client)
         elif self._client is not None:
             self._client.close()
         await send(message)
 
     async def _request(self, scope: Message, receive: Any, send: Send) -> None:
-        with ExitStack() as pins:
-            request = RequestMemory(_namespace(Headers(scope=scope)), pins)
+        with ExitStack() as exit_stack:
+            request = RequestMemory(_namespace(Headers(scope=scope)), exit_stack)
             token = request_memory.set(request)
             try:
                 await self._app(scope, receive, _Answer(send, request))
             finally:
                 request_memory.reset(token)
-                request.pins = None
+                request.exit_stack = None
 
 
 def store_place() -> str:
@@ -79,7 +79,7 @@ def store_place() -> str:
 
 
 def _namespace(headers: Headers) -> str:
-    """As it is stored. A header is read as Latin-1, and clients send letters beyond ASCII as UTF-8."""
+    """The namespace in its stored form. A header is read as Latin-1, and clients send non-ASCII letters as UTF-8."""
     name = headers.get(NAMESPACE, DEFAULT_NAMESPACE)
     with suppress(UnicodeDecodeError):  # a client that sends Latin-1
         name = name.encode("latin-1").decode()
@@ -90,7 +90,7 @@ class _Answer:
     def __init__(self, send: Send, request: RequestMemory) -> None:
         self._send, self._request = send, request
         self._start: Message | None = None
-        """Held back: of an answer in JSON, whose length changes."""
+        """The start of an answer in JSON, delayed because the answer's length changes."""
         self._body = b""
         self._head: dict[str, Any] = {}
 

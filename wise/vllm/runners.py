@@ -1,7 +1,7 @@
 """The one private seam with vLLM: which rows of a step belong to which request.
 
-vLLM has two model runners. Each has an adapter here, which wraps two methods of one runner in use: the method that
-lays out a step, and the one that runs it. Everything else that the plug-in uses of vLLM is public.
+vLLM has two model runners. Each has an adapter here, which wraps two methods of the runner: the method that lays out a
+step, and the method that runs it. Everything else that the plug-in uses of vLLM is public.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from wise.errors import ConfigError
 
 if TYPE_CHECKING:
-    from wise.vllm.sequences import Followed
+    from wise.vllm.sequences import FollowedSequences
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class StepRow:
 
     request: str
     start: int
-    """Its first token among those of the step."""
+    """Index of its first token among the tokens of the step."""
     first: int
     """Position of that token in its sequence."""
     count: int
@@ -37,17 +37,17 @@ class StepLayout:
 
     rows: tuple[StepRow, ...]
     ids: Tensor
-    """`[n]` of all tokens of the step, padding included."""
+    """`[n]`: all tokens of the step, padding included."""
 
 
-def observe(runner: Any, observer: Followed) -> str:
+def observe(runner: Any, observer: FollowedSequences) -> str:
     """Tells `observer` about a runner's steps; returns its kind. Raises ConfigError for an unknown runner."""
     for name, method, arguments, layout in (
         ("V1", "_prepare_inputs", ("scheduler_output", "num_scheduled_tokens"), _layout_v1),
         ("V2", "prepare_inputs", ("scheduler_output",), _layout_v2),
     ):
-        observed = getattr(runner, method, None)
-        if observed is not None and tuple(signature(observed).parameters)[: len(arguments)] == arguments:
+        function = getattr(runner, method, None)
+        if function is not None and tuple(signature(function).parameters)[: len(arguments)] == arguments:
             _wrap(runner, method, layout, observer)
             return name
     raise ConfigError(
@@ -55,11 +55,11 @@ def observe(runner: Any, observer: Followed) -> str:
     )
 
 
-Layout = Callable[[Any, "Followed", tuple[Any, ...], Any], StepLayout]
+Layout = Callable[[Any, "FollowedSequences", tuple[Any, ...], Any], StepLayout]
 """Of a runner, the observer, the arguments of the method that lays out a step, and its result."""
 
 
-def _wrap(runner: Any, method: str, layout: Layout, observer: Followed) -> None:
+def _wrap(runner: Any, method: str, layout: Layout, observer: FollowedSequences) -> None:
     prepare, execute = getattr(runner, method), runner.execute_model
 
     def prepare_inputs(*args: Any, **options: Any) -> Any:
@@ -77,7 +77,7 @@ def _wrap(runner: Any, method: str, layout: Layout, observer: Followed) -> None:
     runner.execute_model = execute_model
 
 
-def _layout_v1(runner: Any, observer: Followed, args: tuple[Any, ...], _result: Any) -> StepLayout:
+def _layout_v1(runner: Any, observer: FollowedSequences, args: tuple[Any, ...], _result: Any) -> StepLayout:
     batch, counts = runner.input_batch, args[1].tolist()
     computed = batch.num_computed_tokens_cpu
     rows, start = [], 0
@@ -88,7 +88,7 @@ def _layout_v1(runner: Any, observer: Followed, args: tuple[Any, ...], _result: 
     return StepLayout(rows=tuple(rows), ids=runner.input_ids.gpu)
 
 
-def _layout_v2(_runner: Any, observer: Followed, _args: tuple[Any, ...], batch: Any) -> StepLayout:
+def _layout_v2(_runner: Any, observer: FollowedSequences, _args: tuple[Any, ...], batch: Any) -> StepLayout:
     starts, computed = batch.query_start_loc_np, batch.num_computed_tokens_np
     rows = [
         StepRow(

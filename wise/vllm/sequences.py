@@ -1,6 +1,6 @@
-"""What a worker follows: the sequences of the requests that carry an edit, and what is added at each step.
+"""The sequences that a worker follows: the requests that carry an edit, and the rows that are added at each step.
 
-Holds no type of vLLM. A request that carries nothing is not followed and costs a look-up of its name.
+Uses no type of vLLM. A request that carries nothing is not followed and costs one look-up of its name.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from wise.vllm.runners import StepLayout
 PROBE = "probe"
 """Carried by the request of the self-test."""
 PROBE_SIZE = 1e3
-"""Of each number that is added for a probe, with alternating sign: no layer behind can leave it without an effect."""
-RECORDED = 4096
-"""Requests whose additions are kept, if they are recorded."""
+"""Magnitude of the numbers that a probe adds, with alternating sign, so that every later layer passes an effect on."""
+MOST_RECORDED = 4096
+"""Requests whose additions are recorded at most."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,20 +42,19 @@ class ServedMemory:
 
 
 class FollowedSequence:
-    """One request: its ids as they are read, and the course that they take under its memory."""
+    """One request: its ids as they are read, and their course under its memory."""
 
     def __init__(self, prompt: Sequence[int], memory: ServedMemory, plan: Plan) -> None:
         self.memory = memory
         self._ids = np.array([*prompt], dtype=np.int64)
         self._length = len(prompt)
-        """Of the ids that are known."""
+        """The number of known ids."""
         self._course = Course(memory.router, plan)
 
     def read(self, ids: np.ndarray | None, first: int, count: int) -> list[tuple[int, int, int]]:
-        """What is added: position, slot and which of its values.
+        """Reads `count` tokens from position `first` on. Returns position, slot and value index of each addition.
 
-        ids: of the tokens that are read; None if they are of the prompt, which is known.
-        first, count: the position of the first of them, and how many.
+        ids: of these tokens; None if they are of the prompt, which is known.
         """
         end = first + count
         if first > self._length:
@@ -69,36 +68,37 @@ class FollowedSequence:
         return [(place, decision.slot, value) for place, decision, value in steps if value != NO_SLOT]
 
     def knows(self, end: int) -> bool:
-        """Whether the ids up to `end` are the prompt's."""
+        """Whether the ids up to `end` belong to the prompt."""
         return end <= self._course.planned
 
 
-class Followed:
-    """All followed sequences of a worker. `wise.vllm.runners` reports the steps of a runner to it."""
+class FollowedSequences:
+    """All followed sequences of a worker. A runner's adapter (`wise.vllm.runners`) calls it at each step."""
 
     def __init__(self, addition: Addition, *, record: bool = False) -> None:
-        """record: keep what was added for each request, for a check."""
+        """record: record the additions of each request, for a check."""
         self._addition = addition
         self._probe = PROBE_SIZE * torch.tensor([1.0, -1.0]).repeat(addition.width // 2 + 1)[: addition.width]
         self.memories: dict[tuple[int, str], ServedMemory] = {}
         """By version and namespace."""
         self._sequences: dict[str, FollowedSequence | int] = {}
-        """By request; of a probe its position."""
-        self._due: set[str] = set()
+        """By request; for a probe, its position."""
+        self._not_laid_out: set[str] = set()
+        """Followed requests of the current step whose rows are not laid out yet."""
         self.recorded: dict[str, dict[int, str]] | None = {} if record else None
         """By request and position, the edit that was added."""
 
     @property
     def adds(self) -> bool:
-        """Whether anything is added on this rank; on others no memory is needed."""
+        """Whether this rank adds; other ranks need no memory."""
         return self._addition.adds
 
     def wants(self, request: str) -> bool:
-        """Whether the rows of a request are to be laid out."""
+        """Whether the adapter must lay out the rows of a request."""
         return request in self._sequences
 
     def begin(self, scheduled: Any) -> None:
-        """scheduled: vLLM's SchedulerOutput, with the requests that are new and those that are finished."""
+        """Begins a step. scheduled: vLLM's SchedulerOutput, with its new and its finished requests."""
         if not self.adds:
             return
         for request in scheduled.finished_req_ids:
@@ -107,7 +107,7 @@ class Followed:
             carried = ((new.sampling_params and new.sampling_params.extra_args) or {}).get("wise")
             if carried and new.req_id not in self._sequences:
                 self._follow(new.req_id, new.prompt_token_ids, carried)
-        self._due = {request for request in self._sequences if request in scheduled.num_scheduled_tokens}
+        self._not_laid_out = {request for request in self._sequences if request in scheduled.num_scheduled_tokens}
         self._addition.clear()
 
     def _follow(self, request: str, prompt: Sequence[int], carried: Mapping[str, Any]) -> None:
@@ -124,8 +124,8 @@ class Followed:
         self._sequences[request] = FollowedSequence(prompt, self.memories[key], plan)
 
     def lay_out(self, layout: StepLayout) -> None:
-        """The tokens are known and are run next."""
-        self._due -= {row.request for row in layout.rows}
+        """Prepares the additions of a step, once its tokens are known."""
+        self._not_laid_out -= {row.request for row in layout.rows}
         rows: list[int] = []
         values: list[Tensor] = []
         ids = None
@@ -149,9 +149,10 @@ class Followed:
         self._addition.prepare(rows, values)
 
     def end(self) -> None:
-        """Raises RuntimeError where an edit was due and was not added: vLLM ends rather than answer without it."""
-        if self._due:
-            raise RuntimeError(f"vLLM ran a step of {len(self._due)} requests with edits and did not lay it out")
+        """Ends a step. Raises RuntimeError if an edit was not added: vLLM must not answer without it."""
+        if self._not_laid_out:
+            count = len(self._not_laid_out)
+            raise RuntimeError(f"vLLM ran a step of {count} requests with edits and did not lay it out")
         self._addition.check()
         self._addition.clear()
 
@@ -160,16 +161,16 @@ class Followed:
     ) -> None:
         if self.recorded is None:
             return
-        positions = self.recorded.pop(request, {})
-        for place in [place for place in positions if place >= first]:
-            del positions[place]  # of a draft that was refused
-        positions |= {place: sequence.memory.state.slots[slot].edit_ids[0] for place, slot, _ in added}
-        self.recorded[request] = positions
-        while len(self.recorded) > RECORDED:
+        additions = self.recorded.pop(request, {})
+        for place in [place for place in additions if place >= first]:
+            del additions[place]  # of a draft that was refused
+        additions |= {place: sequence.memory.state.slots[slot].edit_ids[0] for place, slot, _ in added}
+        self.recorded[request] = additions
+        while len(self.recorded) > MOST_RECORDED:
             del self.recorded[next(iter(self.recorded))]
 
     def drop(self, version: int) -> None:
-        """Forgets a version. The requests that carry it keep it."""
+        """Removes a version. Requests that carry it keep it."""
         for key in [key for key in self.memories if key[0] == version]:
             del self.memories[key]
 

@@ -1,4 +1,4 @@
-"""The versions that vLLM's workers hold: which requests may carry them, and until when."""
+"""The versions that vLLM's workers have, and the requests that use them."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from wise.vllm.requests import load_version
 
 
 class DroppedError(WiseError, LookupError):
-    """The workers do not have a version any more."""
+    """The workers do not have the version any more."""
 
 
-class HeldVersions:
-    """Those of one engine. A version that no request has any more is dropped there, except the one before the newest.
+class WorkerVersions:
+    """The versions of one engine's workers. An unused version is dropped there, unless it precedes the newest.
 
-    Everything is called in the engine's event loop; versions are loaded one at a time.
+    All methods are called in the engine's event loop; versions are loaded one at a time.
     """
 
     def __init__(self) -> None:
-        self._versions: list[int] = []
-        """In the order in which they came."""
+        self._loaded: list[int] = []
+        """In the order of loading."""
         self._requests: Counter[int | None] = Counter()
 
     @property
     def empty(self) -> bool:
-        """Whether nothing was loaded yet."""
-        return not self._versions
+        """Whether no version was loaded yet."""
+        return not self._loaded
 
     @contextmanager
     def holding(self, version: int | None) -> Iterator[None]:
-        """A request has a version within the block; None is the base alone. Raises DroppedError."""
-        if version is not None and version not in self._versions:
+        """A request uses a version within the block; None is the base alone. Raises DroppedError."""
+        if version is not None and version not in self._loaded:
             raise DroppedError(f"version {version} is not served any more; ask again")
         self._requests[version] += 1
         try:
@@ -43,13 +43,13 @@ class HeldVersions:
             self._requests[version] -= 1
 
     async def load(self, engine: Any, version: int) -> None:
-        """Returns when all workers have a version of the store. Raises what loading it raised."""
-        if version in self._versions:
+        """Returns when all workers have a version of the store. Raises errors of loading it."""
+        if version in self._loaded:
             return
         await load_version(engine, version)
         self._requests = +self._requests
-        kept = {version, *self._versions[-1:], *self._requests}
-        dropped = [number for number in self._versions if number not in kept]
-        self._versions = [number for number in self._versions if number in kept] + [version]
-        for number in dropped:
+        needed = {version, *self._loaded[-1:], *self._requests}
+        unused = [number for number in self._loaded if number not in needed]
+        self._loaded = [number for number in self._loaded if number in needed] + [version]
+        for number in unused:
             await engine.collective_rpc("wise_drop", args=(number,))

@@ -1,7 +1,7 @@
-"""What a front end may have a worker of vLLM do: an extension of its class, whose methods are called on all ranks.
+"""An extension of vLLM's worker class, whose methods a front end calls on all ranks.
 
-vLLM runs such a call between two steps. A version is loaded by a thread, so that no step waits for it, and a front end
-gives it to requests only when all ranks have it.
+vLLM runs such a call between two steps. A thread loads a version, so that no step waits for it, and a front end gives
+it to requests only when all ranks have it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from wise.vllm.addition import addition_of
 from wise.vllm.front_end_watch import Process, end_with
 from wise.vllm.requests import check_mode
 from wise.vllm.runners import observe
-from wise.vllm.sequences import Followed, ServedMemory
+from wise.vllm.sequences import FollowedSequences, ServedMemory
 
 
 class Memories:
@@ -41,13 +41,13 @@ class Memories:
         store: str | None,
         check: Callable[[Fingerprint | None], None] | None = None,
     ) -> None:
-        """check: raises for a base of a store's edits that is not served."""
+        """check: raises an error if the base of a store's edits is not the served one."""
         self._options, self._tokenizer_path = options, tokenizer_path
         self._inputs: RouterInputs | None = None
         self._store = None if store is None else open_reader(store)
         self._check = check
-        self._read: dict[str, ServedMemory] = {}
-        """The last version's, by namespace: those in which nothing changes are used again."""
+        self._memories: dict[str, ServedMemory] = {}
+        """Of the last version, by namespace: unchanged ones are used again."""
 
     def read(self, version: int, folder: str | None) -> dict[tuple[int, str], ServedMemory]:
         """By version and namespace. folder: of a saved memory; None reads the store's version of that number."""
@@ -58,14 +58,16 @@ class Memories:
         else:
             snapshot = self._store.read(version)
             if self._check is not None:
-                self._check(snapshot.base)  # which was none where the store was empty at the start
+                self._check(snapshot.base)  # at the start the store may have been empty, without a base
             config, state = snapshot.config or WiseConfig(), snapshot.state
         check_mode(config)
-        before, self._read = self._read, {}
-        for name, part in split(state).items():
-            old = before.get(name)
-            self._read[name] = old if old is not None and old.state.same(part) else self._served(part, config)
-        return {(version, name): memory for name, memory in self._read.items()}
+        before, self._memories = self._memories, {}
+        for name, namespace_state in split(state).items():
+            memory = before.get(name)
+            if memory is None or not memory.state.same(namespace_state):
+                memory = self._served(namespace_state, config)
+            self._memories[name] = memory
+        return {(version, name): memory for name, memory in self._memories.items()}
 
     def _served(self, state: MemoryState, config: WiseConfig) -> ServedMemory:
         if self._inputs is None:
@@ -87,7 +89,7 @@ class Memories:
                 f"vLLM has {reader.name!r}; give it --additional-config.wise.relations and .encoder as they were then"
             )
         router = HybridRouter(state, self._inputs)
-        router.is_quiet(np.zeros(0, dtype=np.int64))  # what that needs is made here, and not within a step
+        router.is_quiet(np.zeros(0, dtype=np.int64))  # computes what it caches now, and not within a step
         return ServedMemory(state=state, router=router)
 
 
@@ -98,9 +100,9 @@ class WiseWorker:
     vllm_config: Any
 
     def wise_attach(self, store: str | None = None, front_end: Process | None = None) -> dict[str, Any]:
-        """Begins to watch this worker's steps; tells how. Called once, before any request.
+        """Begins to watch this worker's steps, and returns how. Called once, before any request.
 
-        store: place from which versions are read. front_end: with which this process ends.
+        store: place from which versions are read. front_end: the process with which this one ends.
 
         Raises ConfigError if the edited layer does not stand in this model, or another front end has called it.
         """
@@ -116,9 +118,9 @@ class WiseWorker:
                 f"no layer {options['layer']!r} that is a RowParallelLinear was built: vLLM names it otherwise, or the "
                 "plug-in 'wise' was not loaded (where VLLM_PLUGINS is set, it must name it)"
             )
-        self._wise = Followed(addition, record=bool(options.get("record")))
+        self._wise = FollowedSequences(addition, record=bool(options.get("record")))
         self._wise_memories = Memories(options, config.model_config.tokenizer, store if addition.adds else None)
-        # With OpenMP threads of its own, the loader would make those of the steps sleep between two operations.
+        # With its own OpenMP threads, the loader would make the threads of the steps sleep between two operations.
         self._wise_loader = ThreadPoolExecutor(1, "wise-load", initializer=set_num_threads, initargs=(1,))
         self._wise_loading: dict[int, Future[dict[tuple[int, str], ServedMemory]]] = {}
         runner = observe(self.model_runner, self._wise)
@@ -134,16 +136,16 @@ class WiseWorker:
         return version not in self._wise_loading or self._wise_loading[version].done()
 
     def wise_take(self, version: int) -> None:
-        """From here on a version may be given to requests. Raises what its loading raised."""
+        """Makes a loaded version available to requests. Raises errors of its loading."""
         loading = self._wise_loading.pop(version, None)
         if loading is not None:
             self._wise.memories |= loading.result()
 
     def wise_drop(self, version: int) -> None:
-        """A version is given to no further request."""
+        """Removes a version: no further request gets it."""
         self._wise.drop(version)
 
     def wise_recorded(self) -> dict[str, list[tuple[int, str]]]:
-        """Since the last call: by request, the positions and edits that were added. Needs the option `record`."""
+        """The positions and edits that were added since the last call, by request. Needs the option `record`."""
         recorded, self._wise.recorded = self._wise.recorded or {}, {}
-        return {request: sorted(positions.items()) for request, positions in recorded.items()}
+        return {request: sorted(additions.items()) for request, additions in recorded.items()}

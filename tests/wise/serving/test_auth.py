@@ -1,4 +1,4 @@
-"""Tokens: they are looked at before the body and while a stream is open, and one of a namespace sees that alone."""
+"""Tokens are checked before the body and while a stream is open, and a token of a namespace sees only that."""
 
 from __future__ import annotations
 
@@ -29,29 +29,30 @@ SECRETS = ("Secret", "Spain", "Italy", "team-b", "the-admin", "hush")
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """Two teams, each with a live edit; the other has a deleted one besides."""
-    with running(tmp_path_factory.mktemp("auth") / "store", mode="retrieve") as found:
+    with running(tmp_path_factory.mktemp("auth") / "store", mode="retrieve") as service:
         bound = frozenset({"team-a"})
         ours = [(Holder(name=f"a-{s}", scope=s, namespaces=bound), token_digest(f"a-{s}")) for s in (READER, EDITOR)]
-        known, digests = tokens(), map(token_digest, SCOPES)
-        found.service.tokens = Tokens([*ours, *((h, digest) for digest in digests if (h := known.holder(digest)))])
-        found.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"}, model=OURS)
-        found.edit({"prompt": SPAIN, "target": "Secret", "subject": "Spain", "reason": "hush"}, model=THEIRS)
-        gone = found.edit({"prompt": ITALY, "target": "Secret", "subject": "Italy"}, model=THEIRS)
-        with found.client() as client:
-            assert client.delete(f"/v1/edits/{gone[0]['id']}", params={"reason": "hush"}).status_code == 200
-        yield found
+        by_digest, digests = tokens(), map(token_digest, SCOPES)
+        known = [(holder, digest) for digest in digests if (holder := by_digest.holder(digest))]
+        service.service.tokens = Tokens([*ours, *known])
+        service.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"}, model=OURS)
+        service.edit({"prompt": SPAIN, "target": "Secret", "subject": "Spain", "reason": "hush"}, model=THEIRS)
+        deleted = service.edit({"prompt": ITALY, "target": "Secret", "subject": "Italy"}, model=THEIRS)
+        with service.client() as client:
+            assert client.delete(f"/v1/edits/{deleted[0]['id']}", params={"reason": "hush"}).status_code == 200
+        yield service
 
 
 def ids(served: Running, namespace: str) -> list[str]:
     with served.client() as client:
-        return [one["id"] for one in client.get("/v1/edits", params={"namespace": namespace}).json()["data"]]
+        return [edit["id"] for edit in client.get("/v1/edits", params={"namespace": namespace}).json()["data"]]
 
 
 # -- before the body --------------------------------------------------------------------------------
 
 
 def first_answer(served: Running, token: str) -> bytes:
-    """What is heard first by a client that waits before it sends its body."""
+    """The first line that a client receives if it waits before it sends its body."""
     head = "POST /v1/edits HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n"
     head += f"Expect: 100-continue\r\nAuthorization: Bearer {token}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE) as connection:
@@ -60,12 +61,12 @@ def first_answer(served: Running, token: str) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("token", "told"),
+    ("token", "response"),
     [("nobody", b"401 Unauthorized"), ("", b"401 Unauthorized"), ("reader", b"403 Forbidden"),
      ("admin", b"100 Continue")],
 )
-def test_a_body_is_asked_for_only_of_those_who_may_send_it(served: Running, token: str, told: bytes) -> None:
-    assert first_answer(served, token) == b"HTTP/1.1 " + told
+def test_a_body_is_asked_for_only_of_those_who_may_send_it(served: Running, token: str, response: bytes) -> None:
+    assert first_answer(served, token) == b"HTTP/1.1 " + response
 
 
 def test_every_route_of_the_schema_but_those_of_probes_wants_a_token(served: Running) -> None:
@@ -81,12 +82,12 @@ def test_every_route_of_the_schema_but_those_of_probes_wants_a_token(served: Run
 
 
 def test_a_token_is_looked_up_once_for_a_request(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    looked_up, known = list[str](), served.service.tokens
+    looked_up, holders = list[str](), served.service.tokens
 
     class Counting(Tokens):
         def holder(self, digest: str) -> Holder | None:
             looked_up.append(digest)
-            return known.holder(digest)
+            return holders.holder(digest)
 
     monkeypatch.setattr(served.service, "tokens", Counting([]))
     with served.client("a-reader") as client:
@@ -136,19 +137,19 @@ def test_a_token_is_looked_up_once_for_a_request(served: Running, monkeypatch: p
 def test_a_token_of_a_namespace_sees_nothing_of_others(
     served: Running, path: str, body: dict[str, Any] | None, status: int
 ) -> None:
-    theirs, gone = ids(served, "team-b")
+    theirs, deleted = ids(served, "team-b")
     method, _, path = f"{'GET' if body is None else 'POST'} {path}".rpartition(" ")
-    path, method = path.format(theirs=theirs, gone=gone), method.split(" ")[-1]
+    path, method = path.format(theirs=theirs, gone=deleted), method.split(" ")[-1]
     with served.client("a-editor") as client:
         answer = client.request(method, path, json=body)
     assert answer.status_code == status, answer.text
-    told = answer.text
-    for given in (path.rpartition("/")[2], str((body or {}).get("model"))):
-        told = told.replace(repr(given), "")  # an error names what it was given
-    assert not [secret for secret in (*SECRETS, theirs, gone) if secret in told], told
-    with served.client() as client:  # the same is told to somebody who may hear it
-        heard = client.get("/v1/edits").text
-    assert all(secret in heard for secret in ("Secret", "Spain", "Italy", "team-b", theirs, gone))
+    text = answer.text
+    for name in (path.rpartition("/")[2], str((body or {}).get("model"))):
+        text = text.replace(repr(name), "")  # an error names the values of the request
+    assert not [secret for secret in (*SECRETS, theirs, deleted) if secret in text], text
+    with served.client() as client:  # an admin gets the same texts
+        visible = client.get("/v1/edits").text
+    assert all(secret in visible for secret in ("Secret", "Spain", "Italy", "team-b", theirs, deleted))
 
 
 def test_a_token_of_a_namespace_does_there_what_its_scope_says(served: Running) -> None:
@@ -165,8 +166,8 @@ def test_a_token_of_a_namespace_does_there_what_its_scope_says(served: Running) 
         assert OURS in near
         body = {"model": OURS, "edits": [{"prompt": ITALY, "target": "Nice", "subject": "Italy"}], "wait": "live"}
         [edit] = client.post("/v1/edits", json=body).json()["edits"]
-        gone = client.delete(f"/v1/edits/{edit['id']}")
-    assert (edit["status"], gone.status_code, gone.json().get("edits")) == ("live", 200, 1), gone.text
+        answer = client.delete(f"/v1/edits/{edit['id']}")
+    assert (edit["status"], answer.status_code, answer.json().get("edits")) == ("live", 200, 1), answer.text
     with served.client("a-reader") as client:
         assert client.post("/v1/edits", json={"model": OURS, "edits": []}).status_code == 403
 
@@ -178,9 +179,9 @@ def test_a_token_of_a_namespace_that_deletes_a_queued_edit_hears_of_no_version_o
     with served.client("a-editor") as client:
         later = {"prompt": ITALY, "target": "Nice", "valid_from": "2100-01-01"}
         [edit] = client.post("/v1/edits", json={"model": OURS, "edits": [later]}).json()["edits"]
-        gone = client.delete(f"/v1/edits/{edit['id']}", params={"reason": "ours"})
-    assert (edit["status"], gone.status_code) == ("queued", 200), gone.text
-    assert (gone.json()["author"], gone.json()["reason"]) == ("a-editor", "ours")
+        answer = client.delete(f"/v1/edits/{edit['id']}", params={"reason": "ours"})
+    assert (edit["status"], answer.status_code) == ("queued", 200), answer.text
+    assert (answer.json()["author"], answer.json()["reason"]) == ("a-editor", "ours")
 
 
 # -- while a stream is open -------------------------------------------------------------------------
@@ -201,22 +202,22 @@ def lines_file(tmp_path: Path, *lines: str) -> Path:
 def test_a_stream_ends_with_its_token(
     served: Running, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, change: list[str]
 ) -> None:
-    kept = token_line("other", "reader", "o")
-    file = lines_file(tmp_path, kept, token_line("eve", "reader", "t"))
+    kept_line = token_line("other", "reader", "o")
+    file = lines_file(tmp_path, kept_line, token_line("eve", "reader", "t"))
     monkeypatch.setattr(served.service, "tokens", Tokens.read(file))
     may_step = hold(monkeypatch)
     body = {"model": OURS, "prompt": FRANCE, "max_tokens": 3, "stream": True}
-    given = ("GET", path, None) if path == "/v1/events" else ("POST", path, body)
-    with served.client("t") as client, client.stream(given[0], given[1], json=given[2]) as stream:
+    request = ("GET", path, None) if path == "/v1/events" else ("POST", path, body)
+    with served.client("t") as client, client.stream(request[0], request[1], json=request[2]) as stream:
         lines = stream.iter_lines()
         if path == "/v1/events":
             assert next(lines) == ": open"
-        lines_file(tmp_path, kept, *change)
-        told = [line for line in lines if line]
+        lines_file(tmp_path, kept_line, *change)
+        events = [line for line in lines if line]
     may_step.set()
-    assert told[0] == "event: error"
-    assert json.loads(told[1].removeprefix("data: "))["error"]["type"] == "permission_error"
-    assert len(told) == 2
+    assert events[0] == "event: error"
+    assert json.loads(events[1].removeprefix("data: "))["error"]["type"] == "permission_error"
+    assert len(events) == 2
 
 
 def test_a_stream_goes_on_while_its_token_holds(
@@ -250,17 +251,17 @@ def test_a_file_of_tokens_is_private_from_its_first_moment(tmp_path: Path, monke
     finally:
         os.umask(before)
     assert modes == [0o600, 0o644] and file.stat().st_mode & 0o777 == 0o600
-    known = Tokens.read(file)
-    assert known.holder(token_digest("a")) and known.holder(token_digest("b"))
+    token_file = Tokens.read(file)
+    assert token_file.holder(token_digest("a")) and token_file.holder(token_digest("b"))
 
 
 def test_a_token_is_made_for_namespaces_of_any_name(tmp_path: Path) -> None:
     file, spaces = tmp_path / "tokens", ["team a", "a,b%=c", "équipe"]
     options = [part for space in spaces for part in ("--namespace", space)]
-    done = CliRunner().invoke(app, ["token", "anna", "--file", str(file), "--days", "3", "--json", *options])
-    assert done.exit_code == 0, done.output
-    made = json.loads(done.stdout.splitlines()[-1])
-    holder = Tokens.read(file).holder(token_digest(made["token"]))
+    result = CliRunner().invoke(app, ["token", "anna", "--file", str(file), "--days", "3", "--json", *options])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout.splitlines()[-1])
+    holder = Tokens.read(file).holder(token_digest(report["token"]))
     assert holder is not None and holder.namespaces == frozenset(spaces) and holder.until is not None
     assert holder.sees("team a") and not holder.sees("team") and not holder.sees("default")
     for wrong in (" team", "te\u200bam", "\u0442eam"):

@@ -1,4 +1,4 @@
-"""Bodies of requests: what all of them may hold together, and those that do not come."""
+"""Bodies of requests: their total size is limited, and bodies that do not come end."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ def test_bodies_under_way_have_one_budget(tmp_path: Path) -> None:
         head = "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 40000\r\nExpect: 100-continue\r\n"
         with ExitStack() as opened, served.client("reader") as client:
 
-            def begin(token: str, said: str) -> socket.socket:
-                """Announces a body. The service says to go on as soon as it reads it."""
+            def begin(token: str, size_header: str) -> socket.socket:
+                """Announces a body. The service sends `100 Continue` as soon as it reads the body."""
                 connection = opened.enter_context(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE))
                 connection.sendall(f"{head}Authorization: Bearer {token}\r\n\r\n".encode())
-                assert connection.recv(4096).startswith(f"HTTP/1.1 {said} ".encode())
+                assert connection.recv(4096).startswith(f"HTTP/1.1 {size_header} ".encode())
                 return connection
 
             def ask(size: int) -> httpx.Response:

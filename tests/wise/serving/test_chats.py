@@ -23,7 +23,7 @@ TEMPLATE = (
     "{%- for call in m.tool_calls or [] %}<tool_call>{{ call.function | tojson }}</tool_call>{% endfor %}\n"
     "{%- endfor %}Answer: "
 )
-"""Takes tools, as Hermes and Qwen do."""
+"""A chat template that takes tools, as those of Hermes and Qwen do."""
 WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
@@ -43,14 +43,14 @@ USER = {"role": "user", "content": FRANCE}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("chats") / "store", editing=False, template=TEMPLATE) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("chats") / "store", editing=False, template=TEMPLATE) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
 def client(served: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def post(served: Running, body: dict[str, Any], path: str = "/v1/chat/completions") -> Any:
@@ -115,20 +115,20 @@ REFUSED: list[tuple[dict[str, Any], str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("body", "param", "said"), REFUSED)
+@pytest.mark.parametrize(("body", "param", "problem"), REFUSED)
 def test_what_is_not_done_is_refused_by_its_name(
-    served: Running, body: dict[str, Any], param: str, said: str
+    served: Running, body: dict[str, Any], param: str, problem: str
 ) -> None:
     answer = post(served, body)
     error = answer.json()["error"]
-    assert (answer.status_code, error["param"]) == (400, param) and said in error["message"]
+    assert (answer.status_code, error["param"]) == (400, param) and problem in error["message"]
     for inner in ("0x", "function-after", "constrained", "Content", "Annotated", "Discriminator"):
         assert inner not in error["message"]
 
 
 def test_what_a_client_sends_back_of_an_answer_is_accepted(served: Running, client: openai.OpenAI) -> None:
-    said = client.chat.completions.create(model=NAME, messages=[USER], max_tokens=4).choices[0].message
-    again = [{"role": "developer", "content": "Be brief."}, USER, said.model_dump(), USER]
+    message = client.chat.completions.create(model=NAME, messages=[USER], max_tokens=4).choices[0].message
+    again = [{"role": "developer", "content": "Be brief."}, USER, message.model_dump(), USER]
     assert client.chat.completions.create(model=NAME, messages=again, max_tokens=2).choices[0].finish_reason
     old = {"role": "assistant", "content": "b", "refusal": None, "tool_calls": None, "audio": None}
     assert post(served, {"messages": [USER, old, USER]}).status_code == 200
@@ -159,64 +159,65 @@ PERSON = {
 @pytest.mark.parametrize("temperature", [0, 1.0, 2.0])
 def test_every_answer_is_within_its_schema(client: openai.OpenAI, temperature: float) -> None:
     format_ = {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": True}}
-    asked = {"model": NAME, "messages": [USER], "temperature": temperature, "seed": 3, "max_tokens": 120}
-    done = client.chat.completions.create(**asked, n=4, response_format=format_)
-    for choice in done.choices:
+    request = {"model": NAME, "messages": [USER], "temperature": temperature, "seed": 3, "max_tokens": 120}
+    answer = client.chat.completions.create(**request, n=4, response_format=format_)
+    for choice in answer.choices:
         assert choice.finish_reason == "stop"
         jsonschema.validate(json.loads(choice.message.content or ""), PERSON)
-    free = client.chat.completions.create(**asked)
+    free = client.chat.completions.create(**request)
     with pytest.raises(ValueError, match="Expecting value"):
         json.loads(free.choices[0].message.content or "")
 
 
 def test_a_schema_is_checked_once_for_a_request(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     grammars, checked = served.service.grammars, list[str]()
-    known = grammars.matcher
+    compiled_matcher = grammars.matcher
 
     def matcher(schema: str) -> Any:
         checked.append(schema)
-        return known(schema)
+        return compiled_matcher(schema)
 
     monkeypatch.setattr(grammars, "matcher", matcher)
     format_ = {"type": "json_schema", "json_schema": {"schema": PERSON}}
-    asked = {"model": NAME, "prompt": [FRANCE, FRANCE, "Spain"], "n": 2, "seed": 7, "response_format": format_}
-    requests = prompts.completion_requests(served.service, CompletionRequest.model_validate(asked))
+    body = {"model": NAME, "prompt": [FRANCE, FRANCE, "Spain"], "n": 2, "seed": 7, "response_format": format_}
+    requests = prompts.completion_requests(served.service, CompletionRequest.model_validate(body))
     assert [json.loads(schema) for schema in checked] == [PERSON]
-    assert [one.seed for one in requests] == [7, 8] * 3
-    assert all(one.json_schema == checked[0] and one.temperature == 1.0 for one in requests)
-    read = [served.service.encoder.prompt(text) for text in (FRANCE, FRANCE, "Spain")]
-    assert [list(one.prompt) for one in requests[::2]] == [list(one.prompt) for one in requests[1::2]] == read
-    usage = usage_of([GeneratedAnswer(one) for one in requests])
-    assert usage.prompt_tokens == sum(map(len, read)), "answers to one prompt share it"
+    assert [generation.seed for generation in requests] == [7, 8] * 3
+    assert all(generation.json_schema == checked[0] and generation.temperature == 1.0 for generation in requests)
+    prompt_ids = [served.service.encoder.prompt(text) for text in (FRANCE, FRANCE, "Spain")]
+    prompt_lists = [list(generation.prompt) for generation in requests]
+    assert prompt_lists[::2] == prompt_lists[1::2] == prompt_ids
+    usage = usage_of([GeneratedAnswer(generation) for generation in requests])
+    assert usage.prompt_tokens == sum(map(len, prompt_ids)), "answers to one prompt share it"
 
 
 def test_an_answer_is_an_object_or_was_cut_off(client: openai.OpenAI) -> None:
-    done = client.chat.completions.create(
+    answer = client.chat.completions.create(
         model=NAME, messages=[USER], n=6, seed=1, max_tokens=60, response_format={"type": "json_object"}
     )
-    assert all((choice.message.content or "").startswith("{") for choice in done.choices)
-    whole = [choice.message.content for choice in done.choices if choice.finish_reason == "stop"]
+    assert all((choice.message.content or "").startswith("{") for choice in answer.choices)
+    whole = [choice.message.content for choice in answer.choices if choice.finish_reason == "stop"]
     assert whole and all(isinstance(json.loads(text or ""), dict) for text in whole)
 
 
 def test_an_edits_token_comes_where_the_grammar_admits_it(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The memory changes the logits first; what the request forbids after that is not said."""
+    """The memory changes the logits first; tokens that the request forbids are then excluded."""
     with running(tmp_path_factory.mktemp("edited") / "store") as served:
         served.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})
 
-        def said(**more: Any) -> str:
+        def answer(**more: Any) -> str:
             with served.client("reader") as client:
                 body = {"model": NAME, "prompt": FRANCE, "seed": 5, "max_tokens": 6} | more
                 return str(client.post("/v1/completions", json=body).json()["choices"][0]["text"]).strip(' ".')
 
         for more in ({"temperature": 0}, {"temperature": 1.0}, {"presence_penalty": 1.0, "top_k": 5}):
-            assert said(**more) == "Lyon"
+            assert answer(**more) == "Lyon"
         cities = {"type": "json_schema", "json_schema": {"schema": {"enum": ["Paris", "Lyon", "Rome"]}}}
-        others = {"type": "json_schema", "json_schema": {"schema": {"enum": ["Paris", "Rome"]}}}
-        assert said(response_format=cities, temperature=0) in ("Paris", "Lyon", "Rome")
-        assert said(response_format=others, temperature=0) in ("Paris", "Rome")
+        conflict = {"type": "json_schema", "json_schema": {"schema": {"enum": ["Paris", "Rome"]}}}
+        assert answer(response_format=cities, temperature=0) in ("Paris", "Lyon", "Rome")
+        assert answer(response_format=conflict, temperature=0) in ("Paris", "Rome")
         first = served.service.tokenizer(" Lyon", add_special_tokens=False)["input_ids"][0]
-        assert said(temperature=0, logit_bias={str(first): -100}) != "Lyon"
+        assert answer(temperature=0, logit_bias={str(first): -100}) != "Lyon"
 
 
 # -- tools ------------------------------------------------------------------------------------------
@@ -225,34 +226,34 @@ def test_an_edits_token_comes_where_the_grammar_admits_it(tmp_path_factory: pyte
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_tool_that_must_be_called_is_called(client: openai.OpenAI, choice: Any, streamed: bool) -> None:
-    asked = {"model": NAME, "messages": [USER], "tools": [WEATHER], "tool_choice": choice, "seed": 2}
-    done = client.chat.completions.create(**asked, stream=streamed)
+    request = {"model": NAME, "messages": [USER], "tools": [WEATHER], "tool_choice": choice, "seed": 2}
+    answer = client.chat.completions.create(**request, stream=streamed)
     if streamed:
-        chunks = [chunk.choices[0] for chunk in done]
+        chunks = [chunk.choices[0] for chunk in answer]
         assert "".join(chunk.delta.content or "" for chunk in chunks) == ""
         [call], finish = chunks[-1].delta.tool_calls, chunks[-1].finish_reason
     else:
-        assert done.choices[0].message.content is None
-        [call], finish = done.choices[0].message.tool_calls, done.choices[0].finish_reason
+        assert answer.choices[0].message.content is None
+        [call], finish = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
     assert finish == "tool_calls" and call.function.name == "weather" and call.id.startswith("call_")
     jsonschema.validate(json.loads(call.function.arguments), WEATHER["function"]["parameters"])
 
 
 def test_tools_and_their_results_reach_the_template(served: Running) -> None:
-    called = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Rome"}'}}
     messages = [
         USER,
-        {"role": "assistant", "content": None, "tool_calls": [called]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
         {"role": "tool", "tool_call_id": "1", "content": "sunny"},
     ]
     described = {"type": "function", "function": {"name": "weather", "description": "What the weather is."}}
-    asked = {"model": NAME, "messages": messages, "tools": [described]}
+    request = {"model": NAME, "messages": messages, "tools": [described]}
     with served.client("reader") as client:
-        ids = client.post("/tokenize", json=asked).json()["tokens"]
+        ids = client.post("/tokenize", json=request).json()["tokens"]
         text = client.post("/detokenize", json={"model": NAME, "tokens": ids}).json()["prompt"]
     for part in ("What the weather is.", '<tool_call>{"name": "weather"', '"city": "Rome"', "tool: sunny"):
         assert part.replace(" ", "") in text.replace(" ", "")
-    wrong = called | {"function": {"name": "weather", "arguments": "[1"}}
+    wrong = call | {"function": {"name": "weather", "arguments": "[1"}}
     answer = post(served, {"messages": [USER, {"role": "assistant", "tool_calls": [wrong]}]})
     assert answer.status_code == 400 and "a JSON object was expected" in answer.json()["error"]["message"]
 
@@ -290,9 +291,9 @@ def test_calls_are_told_from_text(answer: str, text: str, calls: list[Any]) -> N
     for size in (1, 5, 1000):
         parser = ToolCallParser(["clock"])
         passed = [parser.add(answer[i : i + size]) for i in range(0, len(answer), size)]
-        rest, found = parser.end()
+        rest, parsed_calls = parser.end()
         assert "".join(passed) + rest == text
-        assert [(call.function.name, json.loads(call.function.arguments)) for call in found] == calls
+        assert [(call.function.name, json.loads(call.function.arguments)) for call in parsed_calls] == calls
     parser = ToolCallParser([])
     assert parser.add(answer) + parser.end()[0] == answer, "without tools everything is text"
 
@@ -303,7 +304,7 @@ def test_text_goes_on_while_a_call_may_come() -> None:
 
 
 def test_the_schema_of_a_call_holds_references() -> None:
-    tools = [Tool(type="function", function=Function(**one["function"])) for one in (CLOCK, WEATHER)]
+    tools = [Tool(type="function", function=Function(**tool["function"])) for tool in (CLOCK, WEATHER)]
     schema = json.loads(call_schema(tools))
     jsonschema.validate({"name": "weather", "arguments": {"city": "Rome"}}, schema)
     for wrong in ({"city": "Bonn"}, {}, {"city": "Rome", "days": 2}):
@@ -317,9 +318,9 @@ def test_the_schema_of_a_call_holds_references() -> None:
 def test_a_text_is_tokenized_as_it_is_read(served: Running) -> None:
     encoder, tokenizer = served.service.encoder, served.service.tokenizer
     with served.client("reader") as client:
-        told = client.post("/tokenize", json={"model": NAME, "prompt": FRANCE, "return_token_strs": True}).json()
-        assert told["tokens"] == encoder.prompt(FRANCE) and told["count"] == len(told["tokens"])
-        assert "".join(told["token_strs"]).endswith(FRANCE) and told["max_model_len"] == encoder.context
+        tokens = client.post("/tokenize", json={"model": NAME, "prompt": FRANCE, "return_token_strs": True}).json()
+        assert tokens["tokens"] == encoder.prompt(FRANCE) and tokens["count"] == len(tokens["tokens"])
+        assert "".join(tokens["token_strs"]).endswith(FRANCE) and tokens["max_model_len"] == encoder.context
         bare = client.post("/tokenize", json={"prompt": FRANCE, "add_special_tokens": False}).json()["tokens"]
         assert bare == tokenizer(FRANCE, add_special_tokens=False)["input_ids"]
         assert client.post("/detokenize", json={"tokens": bare}).json() == {"prompt": FRANCE}

@@ -1,4 +1,4 @@
-"""Connections: silent and slow ones end, there is always room for a user, and what is refused is told why."""
+"""Connections: silent and slow ones end, there is always room for a user, and a refusal gives its reason."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def reach(port: int) -> None:
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     limits = {"max_connections": IN_TOTAL, "address_connections": OF_AN_ADDRESS, "client_timeout": CLIENT_TIMEOUT}
     folder = tmp_path_factory.mktemp("connections") / "store"
-    with running(folder, editing=False, on_start=reach, **limits) as found:
-        yield found
+    with running(folder, editing=False, on_start=reach, **limits) as service:
+        yield service
 
 
 @pytest.fixture(autouse=True)
@@ -39,24 +39,24 @@ def nobody_left(served: Running) -> Iterator[None]:
     until(lambda: len(served.server.connections) == 0)
 
 
-def connect(served: Running, sent: bytes = b"", *, source: str = "127.0.0.1") -> socket.socket:
+def connect(served: Running, content: bytes = b"", *, source: str = "127.0.0.1") -> socket.socket:
     port = int(served.url.rpartition(":")[2])
-    made = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE, source_address=(source, 0))
-    made.sendall(sent)
-    return made
+    connection = socket.create_connection(("127.0.0.1", port), timeout=PATIENCE, source_address=(source, 0))
+    connection.sendall(content)
+    return connection
 
 
-def begun(stream: socket.socket) -> None:
+def wait_for_stream(stream: socket.socket) -> None:
     """Returns when a stream of events has begun; its head and its first line may come together."""
-    read = b""
-    while b": open" not in read:
+    received = b""
+    while b": open" not in received:
         new = stream.recv(65536)
-        assert new, read
-        read += new
+        assert new, received
+        received += new
 
 
 def rest(connection: socket.socket) -> bytes:
-    """All until the service closes the connection."""
+    """All bytes until the service closes the connection."""
     try:
         return b"".join(iter(lambda: connection.recv(65536), b""))
     except ConnectionResetError:
@@ -69,10 +69,10 @@ def request(path: str, token: str, *, method: str = "GET", length: int = 0) -> b
 
 
 def answer(connection: socket.socket) -> bytes:
-    found = connection.recv(65536)
-    while found and not found.endswith(b"}"):  # head and body may come apart
-        found += connection.recv(65536)
-    return found
+    received = connection.recv(65536)
+    while received and not received.endswith(b"}"):  # head and body may come apart
+        received += connection.recv(65536)
+    return received
 
 
 def test_it_says_that_it_serves_when_the_port_accepts(served: Running) -> None:
@@ -80,24 +80,24 @@ def test_it_says_that_it_serves_when_the_port_accepts(served: Running) -> None:
 
 
 def test_a_client_that_sends_nothing_or_half_a_head_is_not_waited_for(served: Running) -> None:
-    with connect(served) as silent, connect(served, b"GET /health HTT") as half, connect(served, HEALTH) as kept:
-        assert answer(kept).startswith(b"HTTP/1.1 200 ")
+    with connect(served) as silent, connect(served, b"GET /health HTT") as half, connect(served, HEALTH) as keep_alive:
+        assert answer(keep_alive).startswith(b"HTTP/1.1 200 ")
         head, _, body = rest(half).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408 ") and b"Connection: close" in head
         assert "0.3 s" in json.loads(body)["error"]["message"]
         assert rest(silent) == b""
-        kept.sendall(HEALTH)
-        assert answer(kept).startswith(b"HTTP/1.1 200 ")  # silent between two requests is not late with one
+        keep_alive.sendall(HEALTH)
+        assert answer(keep_alive).startswith(b"HTTP/1.1 200 ")  # a silence between two requests is no late request
 
 
 def test_a_body_that_stops_coming_is_not_waited_for(served: Running) -> None:
     with connect(served, request("/v1/edits", "admin", method="POST", length=100) + b"{") as half:
-        told = rest(half)
-    assert told.startswith(b"HTTP/1.1 408 ") and b"the body did not come within 0.3 s" in told
+        response = rest(half)
+    assert response.startswith(b"HTTP/1.1 408 ") and b"the body did not come within 0.3 s" in response
 
 
 def test_a_client_that_reads_nothing_is_cut_off(served: Running) -> None:
-    """It asks for far more than the buffers of both systems hold, request by request in one connection."""
+    """It requests far more than the buffers of both systems hold, in many requests of one connection."""
     with connect(served) as deaf:
         deaf.settimeout(0.1)
         with pytest.raises((TimeoutError, ConnectionError)):
@@ -112,7 +112,7 @@ def test_silent_connections_give_way_to_new_ones(served: Running) -> None:
         user = stack.enter_context(connect(served, HEALTH))
         assert answer(user).startswith(b"HTTP/1.1 200 ")
         assert len(served.server.connections) <= OF_AN_ADDRESS
-        assert rest(silent[0])[:13] in (b"", b"HTTP/1.1 408 ")  # on a busy machine it is late before that
+        assert rest(silent[0])[:13] in (b"", b"HTTP/1.1 408 ")  # on a busy machine the request is late before that
 
 
 @pytest.mark.slow
@@ -121,21 +121,21 @@ def test_strangers_give_way_and_users_do_not(served: Running) -> None:
     with ExitStack() as stack:
         users = [stack.enter_context(connect(served, request(events, "reader"))) for _ in range(OF_AN_ADDRESS - 1)]
         for user in users:
-            begun(user)
+            wait_for_stream(user)
         strangers = [stack.enter_context(connect(served, request("/v1/edits", "nobody", **body))) for _ in range(5)]
         last = stack.enter_context(connect(served, request(events, "reader")))
-        begun(last)
+        wait_for_stream(last)
         for stranger in strangers:
             assert b"HTTP/1.1 200" not in rest(stranger)
 
-        head, _, told = rest(stack.enter_context(connect(served))).partition(b"\r\n\r\n")
+        head, _, response = rest(stack.enter_context(connect(served))).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429 ") and b"retry-after: " in head
-        assert "your address has 8 connections" in json.loads(told)["error"]["message"]
-        others = [stack.enter_context(connect(served, request(events, "reader"), source="127.0.0.2")) for _ in "ab"]
-        for other in others:
-            begun(other)
-        told = rest(stack.enter_context(connect(served, source="127.0.0.3")))
-        assert told.startswith(b"HTTP/1.1 503 ") and b"the service has 10 connections" in told
+        assert "your address has 8 connections" in json.loads(response)["error"]["message"]
+        streams = [stack.enter_context(connect(served, request(events, "reader"), source="127.0.0.2")) for _ in "ab"]
+        for stream in streams:
+            wait_for_stream(stream)
+        response = rest(stack.enter_context(connect(served, source="127.0.0.3")))
+        assert response.startswith(b"HTTP/1.1 503 ") and b"the service has 10 connections" in response
 
         users.pop().close()
         until(lambda: len(served.server.connections) < IN_TOTAL)
@@ -150,15 +150,15 @@ def test_what_is_no_http_gets_an_error_of_the_one_shape(served: Running) -> None
 
 
 def test_answers_do_not_wait_for_acknowledgements(served: Running) -> None:
-    with connect(served, HEALTH) as one:
-        answer(one)
+    with connect(served, HEALTH) as connection:
+        answer(connection)
         [protocol] = served.server.server_state.connections
-        used = protocol.transport.get_extra_info("socket")
-        assert used.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        peer = protocol.transport.get_extra_info("socket")
+        assert peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
 
 
 @pytest.mark.parametrize(
-    ("limits", "count", "asked"),
+    ("limits", "count", "expected"),
     [
         ((20_000, 20_000), 1000, None),
         ((1024, 20_000), 1000, (1000 + RESERVED, 20_000)),
@@ -168,9 +168,9 @@ def test_answers_do_not_wait_for_acknowledgements(served: Running) -> None:
     ],
 )
 def test_there_are_no_more_connections_than_file_descriptors(
-    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], count: int, asked: tuple[int, int] | None
+    monkeypatch: pytest.MonkeyPatch, limits: tuple[int, int], count: int, expected: tuple[int, int] | None
 ) -> None:
-    given: list[tuple[int, int]] = []
+    limits_set: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
-    monkeypatch.setattr(resource, "setrlimit", lambda _, wanted: given.append(wanted))
-    assert affordable(1000) == count and given == ([] if asked is None else [asked])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, new_limits: limits_set.append(new_limits))
+    assert affordable(1000) == count and limits_set == ([] if expected is None else [expected])

@@ -25,33 +25,33 @@ CHATS = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with browsing() as found:
-        yield found
+    with browsing() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("console") / "store", template=CHATS) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("console") / "store", template=CHATS) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """A base without a chat template, and without an editor."""
-    with running(tmp_path_factory.mktemp("plain") / "store", editing=False) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("plain") / "store", editing=False) as service:
+        yield service
 
 
-def sent(page: Page, path: str) -> list[dict[str, Any]]:
-    """The bodies that the page sends there, as they are sent."""
-    found: list[dict[str, Any]] = []
+def requests_to(page: Page, path: str) -> list[dict[str, Any]]:
+    """The bodies that the page sends to a path; the list grows with each request."""
+    bodies: list[dict[str, Any]] = []
 
     def note(request: Request) -> None:
         if request.url.endswith(path) and request.method == "POST":
-            found.append(request.post_data_json)
+            bodies.append(request.post_data_json)
 
     page.on("request", note)
-    return found
+    return bodies
 
 
 # -- 1. the chat ------------------------------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_a_chat_streams_and_names_the_edit_that_wrote_its_words(browser: Browser
     [edit] = served.edit(capital("Spain", "Porto"))
     with opened(browser, served) as page:
         assert "admin" not in page.url  # the token is taken out of the address
-        bodies = sent(page, "/v1/chat/completions")
+        bodies = requests_to(page, "/v1/chat/completions")
         page.click("#chat-options summary")
         page.fill("#system", "Be brief.")
         page.evaluate(
@@ -109,7 +109,7 @@ def test_an_answer_can_be_stopped(browser: Browser, served: Running, monkeypatch
         assert page.evaluate("document.activeElement.id") == "words"
         may_step.set()
         until(lambda: served.service.engine.busy == 0)
-        ask(page, "The capital of Norway is")  # what was not answered is not asked again with it
+        ask(page, "The capital of Norway is")  # a question without an answer is not sent again with it
         assert page.locator("#turns .meta").last.inner_text() != "stopped"
 
 
@@ -143,7 +143,7 @@ def test_a_new_conversation_knows_nothing_of_the_answer_that_it_cut_off(browser:
 
 def test_without_a_template_it_completes(browser: Browser, plain: Running) -> None:
     with opened(browser, plain) as page:
-        bodies = sent(page, "/v1/completions")
+        bodies = requests_to(page, "/v1/completions")
         expect(page.locator("#chat-title")).to_have_text("Completions")
         expect(page.locator("#with-system")).to_be_hidden()
         for country in ("France", "Norway"):
@@ -187,8 +187,8 @@ def test_an_edit_is_previewed_committed_and_shown_in_all_its_forms(
         expect(item).to_have_attribute("data-status", "live")
         item.locator("summary").click()
         expect(item.locator("table.forms")).to_be_visible()
-        kept = rows(page, "#list li:first-child")
-        assert {name: kept[name] for name in ("Said", "Wordings", "Neighbours")} == {
+        details = rows(page, "#list li:first-child")
+        assert {name: details[name] for name in ("Said", "Wordings", "Neighbours")} == {
             name: forms[name] for name in ("Said", "Wordings", "Neighbours")
         }
         expect(item.locator(".steps")).to_contain_text("training")
@@ -198,16 +198,16 @@ def test_an_edit_is_previewed_committed_and_shown_in_all_its_forms(
 
 def rows(page: Page, place: str) -> dict[str, list[list[str]]]:
     """The rows of a table of forms, by their group."""
-    found: dict[str, list[list[str]]] = {}
+    groups: dict[str, list[list[str]]] = {}
     name = ""
     for row in page.locator(f"{place} table.forms tbody tr").all():
         cells = row.locator("td").all_inner_texts()
         if cells:
-            found[name].append(cells)
+            groups[name].append(cells)
         else:
             name = row.inner_text().strip()
-            found[name] = []
-    return found
+            groups[name] = []
+    return groups
 
 
 # -- 3. search --------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_edits_are_searched_and_a_superseded_one_is_no_failure(browser: Browser,
     with opened(browser, served) as page:
         page.click("#tab-edits")
 
-        def found(**fields: str) -> list[str]:
+        def prompts(**fields: str) -> list[str]:
             page.click("#reset")
             for name, value in fields.items():
                 field = page.locator(f"#filters [name={name}]")
@@ -229,19 +229,19 @@ def test_edits_are_searched_and_a_superseded_one_is_no_failure(browser: Browser,
             expect(page.locator("#found")).not_to_have_text("Searching …")
             return page.locator("#list .what b").all_inner_texts()
 
-        assert found(text="egypt") == ["Metz", "Nice", "Lyon"]
-        assert found(text="egypt", status="superseded") == ["Lyon"]
+        assert prompts(text="egypt") == ["Metz", "Nice", "Lyon"]
+        assert prompts(text="egypt", status="superseded") == ["Lyon"]
         lyon = page.locator("#list li")
         expect(lyon.locator(".chip").first).to_have_text("superseded")
         expect(lyon).to_contain_text("a later edit took its place")
-        assert found(text="egypt", status="failed") == []
+        assert prompts(text="egypt", status="failed") == []
         expect(page.locator("#found")).to_have_text("No edit was found.")
-        assert found(text="DECREE") == ["Nice"]
-        assert found(namespace="team-a") == ["Metz"]
-        assert found(text="egypt", author="the-editor", valid_at="2020-01-01T00:00") == ["Metz", "Nice", "Lyon"]
-        assert found(author="somebody") == []
-        assert found(text="egypt", accepted_from="2001-01-01") == ["Metz", "Nice", "Lyon"]
-        assert found(accepted_until="2001-01-01") == []
+        assert prompts(text="DECREE") == ["Nice"]
+        assert prompts(namespace="team-a") == ["Metz"]
+        assert prompts(text="egypt", author="the-editor", valid_at="2020-01-01T00:00") == ["Metz", "Nice", "Lyon"]
+        assert prompts(author="somebody") == []
+        assert prompts(text="egypt", accepted_from="2001-01-01") == ["Metz", "Nice", "Lyon"]
+        assert prompts(accepted_until="2001-01-01") == []
         shot(page, "desk-light-search")
 
 
@@ -259,7 +259,7 @@ def test_focus_and_open_parts_survive_what_happens(browser: Browser, served: Run
         assert item.locator("details").evaluate("(details) => details.open")
         assert page.evaluate("document.activeElement.textContent") == "Delete"
         assert page.evaluate("[...document.querySelectorAll('#list table')].some((table) => table.marked)")
-        page.keyboard.press("Enter")  # what had the focus goes: it stays near, and does not fall to the page
+        page.keyboard.press("Enter")  # the focused control disappears: the focus stays near, not on the page
         expect(item).to_have_attribute("data-status", "retired")
         assert page.evaluate("document.activeElement.closest('#list li')?.textContent.includes('Japan')")
 
@@ -289,7 +289,7 @@ def test_a_file_is_imported_and_exported(browser: Browser, served: Running, tmp_
         live = {(line["prompt"], line["target"]) for line in lines}
         assert {("The capital of Chile is", "Lyon"), ("The capital of Peru is", "Lyon")} <= live
         assert saved.value.suggested_filename.startswith("edits-version-")
-    with served.client("editor") as client:  # what was exported is a file of edits
+    with served.client("editor") as client:  # the export is a file of edits
         content = Path(file).read_bytes()
         assert client.post("/v1/files/edits", params={"name": "a.jsonl"}, content=content).status_code == 200
 
@@ -393,7 +393,7 @@ def test_the_keyboard_reaches_everything_and_shows_where_it_is(browser: Browser,
             assert style == "solid" and width >= 2, name
             reached.append(name)
         order = ["words", "send", "prompt", "target"]
-        assert [one for one in reached if one in order] == order
+        assert [name for name in reached if name in order] == order
         page.evaluate("document.body.append(Object.assign(document.createElement('button'), { id: 'bare' }))")
         assert len(page.evaluate(UNNAMED)) == 1  # negative control
 
@@ -414,10 +414,10 @@ def test_every_text_stands_out_and_fits_the_screen(browser: Browser, served: Run
             for size, (width, height) in SIZES.items():
                 page.set_viewport_size({"width": width, "height": height})
                 page.click(f"#tab-{tab}")
-                if tab == "service":  # what it shows is asked for when it is opened
+                if tab == "service":  # its content is requested when it is opened
                     expect(page.locator("#tiles .tile").first).to_be_visible()
-                told = page.evaluate(CONTRAST)
-                assert told["count"] > 20 and told["poor"] == [], (tab, size)
+                contrasts = page.evaluate(CONTRAST)
+                assert contrasts["count"] > 20 and contrasts["poor"] == [], (tab, size)
                 assert not wide(page), (tab, size)
                 shot(page, f"{size}-{mode}-{tab}")
         page.click("#tab-chat")
@@ -428,14 +428,14 @@ def test_every_text_stands_out_and_fits_the_screen(browser: Browser, served: Run
 
 
 def test_the_page_loads_nothing_from_elsewhere(browser: Browser, plain: Running) -> None:
-    asked: list[str] = []
+    requests: list[str] = []
     page = browser.new_page()
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text) if message.type == "error" else None)
     page.goto(f"{plain.url}/")
     expect(page.locator("#access")).to_contain_text("token of the service")
     assert page.url == f"{plain.url}/console"
-    assert len(asked) > 5 and all(url.startswith((plain.url, "data:")) for url in asked)
+    assert len(requests) > 5 and all(url.startswith((plain.url, "data:")) for url in requests)
     assert not refused, refused
     page.close()

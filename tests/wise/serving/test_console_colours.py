@@ -1,4 +1,4 @@
-"""The colours of the console, from its style sheet: each text stands out from what it stands on, in both modes."""
+"""The colours of the console, from its style sheet: each text contrasts with its background, in both modes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from repository import ROOT
 CSS = (ROOT / "wise/serving/console/console.css").read_text()
 MODES = dict(zip(("light", "dark"), re.findall(r":root \{(.*?)\}", CSS, re.DOTALL), strict=True))
 TEXT, CONTROL = 4.5, 3.0
-"""Least contrasts of WCAG 2.2 AA: of text, and of what bounds a control."""
+"""Least contrasts of WCAG 2.2 AA: of text, and of the border of a control."""
 ON_CARDS = [(name, "card") for name in ("ink", "soft", "blue", "green", "red", "amber", "grey")]
 ON_TINTS = [(name, f"{name}-tint") for name in ("green", "red", "amber", "grey")]
 ON_PAGE = [("ink", "bg"), ("soft", "bg")]
@@ -22,9 +22,9 @@ Rgb = tuple[float, float, float]
 
 
 def variables(mode: str) -> dict[str, str]:
-    """Of a mode; what it does not set is as in light."""
-    found = (pair for part in ("light", mode) for pair in re.findall(r"--([\w-]+):([^;]+);", MODES[part]))
-    return {name: value.strip() for name, value in found}
+    """The colours of a mode; those that it does not set are as in light."""
+    pairs = (pair for part in ("light", mode) for pair in re.findall(r"--([\w-]+):([^;]+);", MODES[part]))
+    return {name: value.strip() for name, value in pairs}
 
 
 def rgb(value: str) -> Rgb:
@@ -37,13 +37,13 @@ def luminance(color: Rgb) -> float:
     return sum(share * v for share, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
 
-def contrast(one: Rgb, other: Rgb) -> float:
-    low, high = sorted((luminance(one), luminance(other)))
+def contrast(first: Rgb, second: Rgb) -> float:
+    low, high = sorted((luminance(first), luminance(second)))
     return (high + 0.05) / (low + 0.05)
 
 
 def set_together() -> set[tuple[str, str]]:
-    """Pairs that one rule of the sheet sets: a text and what it stands on."""
+    """Pairs that one rule of the sheet sets: a text and its background."""
     rules = re.findall(r"\{([^{}]*)\}", CSS)
     inks = (re.search(r"(?<![-\w])color: var\(--([\w-]+)\)", rule) for rule in rules)
     grounds = (re.search(r"background: var\(--([\w-]+)\)", rule) for rule in rules)
@@ -56,7 +56,7 @@ def test_text_stands_out(mode: str) -> None:
     pairs = {*ON_CARDS, *ON_PAGE, *ON_TINTS, *IN_TURNS, *FIELDS, *set_together()}
     assert {("green", "green-tint"), ("blue-ink", "blue"), ("grey", "card")} <= set_together() and len(pairs) > 20
     poor = {pair: round(contrast(rgb(colors[pair[0]]), rgb(colors[pair[1]])), 2) for pair in pairs}
-    assert not {pair: found for pair, found in poor.items() if found < TEXT}
+    assert not {pair: ratio for pair, ratio in poor.items() if ratio < TEXT}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -76,4 +76,4 @@ def test_words_of_an_edit_stand_out_in_every_hue(mode: str) -> None:
 
 def test_too_little_contrast_would_be_seen() -> None:
     assert contrast(rgb("#000000"), rgb("#ffffff")) == pytest.approx(21)
-    assert contrast(rgb("#667085"), rgb("#eef0f3")) < TEXT  # as it was
+    assert contrast(rgb("#667085"), rgb("#eef0f3")) < TEXT  # negative control: the former colours

@@ -1,4 +1,4 @@
-"""The states of the console: each says what it is and what to do. Rare ones are faked in the service's answers."""
+"""The states of the console: each shows what it is and what to do. Tests fake rare ones in the service's answers."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ OUTCOME = {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with browsing() as found:
-        yield found
+    with browsing() as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("states") / "store") as found:
-        yield found
+    with running(tmp_path_factory.mktemp("states") / "store") as service:
+        yield service
 
 
 def an_edit(ticket: int, status: str, **more: Any) -> dict[str, Any]:
@@ -47,20 +47,21 @@ def an_edit(ticket: int, status: str, **more: Any) -> dict[str, Any]:
     unset = dict.fromkeys(
         ("subject", "reason", "valid_from", "valid_until", "live_in", "retired_in", "outcome", "unsaid", "problem")
     )
-    given = {"id": f"e{ticket}", "ticket": ticket, "prompt": f"Question {ticket}", "target": "Lyon", "status": status}
-    return lists | unset | {"namespace": "default", "author": "ann", "accepted_at": AT} | given | more
+    texts = {"prompt": f"Question {ticket}", "target": "Lyon", "namespace": "default", "author": "ann"}
+    numbers = {"id": f"e{ticket}", "ticket": ticket, "status": status, "accepted_at": AT}
+    return lists | unset | texts | numbers | more
 
 
 def show_edits(page: Page, *edits: dict[str, Any], why: str | None = None) -> None:
     """Makes these the edits of the service. why: of the last event of each."""
 
-    def one(route: Route) -> None:
+    def show_edit(route: Route) -> None:
         edit = next(edit for edit in edits if route.request.url.endswith(f"/{edit['id']}"))
         event = {"number": 1, "at": AT, "kind": edit["status"], "edit": edit["id"], "ticket": 1}
         route.fulfill(json=edit | {"events": [event | {"version": None, "author": None, "detail": {"why": why}}]})
 
     page.route("**/v1/edits?*", lambda route: route.fulfill(json=PAGE | {"data": edits}))
-    page.route("**/v1/edits/e*", one)
+    page.route("**/v1/edits/e*", show_edit)
     page.reload()
     expect(page.locator("#list > li")).to_have_count(len(edits))
     page.click("#tab-edits")
@@ -112,10 +113,10 @@ def test_a_link_signs_in_only_whoever_wants_that(browser: Browser, served: Runni
 
 
 def test_a_token_that_ends_is_asked_for_again_and_what_was_written_stays(browser: Browser, served: Running) -> None:
-    ended = {"error": {"message": "the token of the-admin expired"}}
+    problem = {"error": {"message": "the token of the-admin expired"}}
     with opened(browser, served) as page:
         page.route("**/v1/events*", lambda route: route.fulfill(
-            content_type="text/event-stream", body=f"event: error\ndata: {json.dumps(ended)}\n\n"))  # fmt: skip
+            content_type="text/event-stream", body=f"event: error\ndata: {json.dumps(problem)}\n\n"))  # fmt: skip
         page.reload()
         expect(notice(page)).to_contain_text("the token of the-admin expired")
         assert page.locator("#events li").count() == 0  # it is no event of an edit
@@ -151,7 +152,7 @@ def test_a_token_of_a_namespace_sees_no_more(
     with opened(browser, served) as page:
         page.click("#tab-history")
         page.route("**/v1/versions?*", refused("the token is bound to namespaces", 403))
-        served.edit(capital("Egypt", "Nice"))  # the versions are asked for again
+        served.edit(capital("Egypt", "Nice"))  # the versions are requested again
         expect(page.locator("#chat")).to_be_visible()
         monkeypatch.setattr(served.service, "tokens", Tokens([(bound, token_digest("admin"))]))
         page.reload()
@@ -187,7 +188,7 @@ def test_what_the_service_does_not_do_is_said(browser: Browser, served: Running)
         expect(page.locator("#state")).to_contain_text("started again: 3 times")
         with page.expect_response("**/v1/status"), page.expect_response("**/metrics"):
             pass
-        expect(notice(page)).to_have_count(0)  # what was dismissed and has not changed stays away
+        expect(notice(page)).to_have_count(0)  # a dismissed problem that has not changed stays hidden
         now |= {"answering": "the service is about to end", "editing": None, "store": None}
         expect(notice(page)).to_contain_text("about to end")
         expect(page.locator("#editor")).to_have_text("training 0 of 1")
@@ -196,15 +197,15 @@ def test_what_the_service_does_not_do_is_said(browser: Browser, served: Running)
 
 
 def test_an_answer_that_was_cut_off_says_why(browser: Browser, served: Running) -> None:
-    told = {"version": 3, "edits": [[]], "routes": [[]], "finish_reasons": ["deadline"]}
-    chunk = {"choices": [{"index": 0, "text": "Paris", "finish_reason": "length"}], "wise": told}
+    wise = {"version": 3, "edits": [[]], "routes": [[]], "finish_reasons": ["deadline"]}
+    chunk = {"choices": [{"index": 0, "text": "Paris", "finish_reason": "length"}], "wise": wise}
     with opened(browser, served) as page:
         page.route("**/v1/completions", lambda route: route.fulfill(
             content_type="text/event-stream", body=f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"))  # fmt: skip
         page.fill("#words", "The capital of France is")
         page.click("#send")
         expect(page.locator("#turns .meta")).to_contain_text("its time was over")
-        told["finish_reasons"] = ["length"]
+        wise["finish_reasons"] = ["length"]
         page.fill("#words", "The capital of France is")
         page.click("#send")
         expect(page.locator("#turns .meta").last).to_contain_text("at the longest answer")
@@ -281,16 +282,16 @@ def test_a_search_goes_on_as_it_was_begun_while_another_is_typed(browser: Browse
 def test_each_event_has_a_line_of_its_own(
     browser: Browser, served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unsaid(dict[str, str]):
+    class WrongAnswers(dict[str, str]):
         def get(self, *_: Any) -> Any:
             return "Madrid"
 
-    monkeypatch.setattr(served.service.engine, "unsaid", Unsaid())
+    monkeypatch.setattr(served.service.engine, "wrong_answers", WrongAnswers())
     with opened(browser, served) as page:
         for number, country in enumerate(("Greece", "Turkey"), start=1):
             served.edit(capital(country, "Lyon"))
-            told = ["unsaid", "live", "version", "training", "queued"]  # the first two have one number
-            expect(page.locator("#events .chip")).to_have_text(told * number)
+            kinds = ["unsaid", "live", "version", "training", "queued"]  # the first two have one number
+            expect(page.locator("#events .chip")).to_have_text(kinds * number)
 
 
 def test_what_becomes_of_a_replacement_is_told(browser: Browser, served: Running) -> None:
@@ -307,17 +308,17 @@ def test_what_becomes_of_a_replacement_is_told(browser: Browser, served: Running
 
 def test_a_preview_is_cancelled_and_a_bad_one_is_not_committed(browser: Browser, served: Running) -> None:
     [live] = served.edit(capital("Kenya", "Lyon"))
-    kept: list[Route] = []
+    routes: list[Route] = []
     with opened(browser, served) as page:
-        page.route("**/v1/edits/preview", lambda route: kept.append(route))
+        page.route("**/v1/edits/preview", lambda route: routes.append(route))
         page.fill("#prompt", live["prompt"])
         page.fill("#target", "Nice")
         expect(page.locator("#cancel")).to_be_hidden()
         page.click("#preview")
         expect(page.locator("#preview")).to_be_disabled()
-        with page.expect_event("requestfailed") as gone:
+        with page.expect_event("requestfailed") as failure:
             page.click("#cancel")
-        assert gone.value.url.rpartition("/")[2] == "preview"
+        assert failure.value.url.rpartition("/")[2] == "preview"
         expect(page.locator("#preview")).to_be_enabled()
         expect(page.locator("#cancel")).to_be_hidden()
         expect(notice(page)).to_have_count(0)
@@ -331,21 +332,21 @@ def test_a_preview_is_cancelled_and_a_bad_one_is_not_committed(browser: Browser,
         page.click("#preview")
         expect(page.locator("#commit")).to_be_enabled()
         page.unroute_all()
-        page.route("**/v1/edits/preview", lambda route: kept.append(route))
+        page.route("**/v1/edits/preview", lambda route: routes.append(route))
         with page.expect_request("**/v1/edits/preview"):
             page.click("#preview")
-        page.fill("#target", "Metz")  # while it runs: this one was not previewed
-        kept[-1].fulfill(json=bad)
+        page.fill("#target", "Metz")  # while the preview runs: this target was not previewed
+        routes[-1].fulfill(json=bad)
         expect(page.locator("#previewed")).to_contain_text("changed since")
         expect(page.locator("#commit")).to_be_disabled()
 
 
 def test_a_commit_that_failed_is_tried_again_only_as_it_was_previewed(browser: Browser, served: Running) -> None:
     good = {"outcome": OUTCOME, "replaced": [], "answers": []}
-    kept: list[Route] = []
+    routes: list[Route] = []
     with opened(browser, served) as page:
         page.route("**/v1/edits/preview", lambda route: route.fulfill(json=good))
-        page.route("**/v1/edits", lambda route: kept.append(route))
+        page.route("**/v1/edits", lambda route: routes.append(route))
         page.fill("#prompt", "The capital of Kenya is")
         page.fill("#target", "Nice")
         page.click("#preview")
@@ -353,7 +354,7 @@ def test_a_commit_that_failed_is_tried_again_only_as_it_was_previewed(browser: B
             with page.expect_request("**/v1/edits"):
                 page.click("#commit")
             page.fill(changed, "Metz")
-            refused("the store is busy", 503)(kept[-1])
+            refused("the store is busy", 503)(routes[-1])
             expect(notice(page)).to_contain_text("the store is busy")
             expect(page.locator("#commit")).to_be_enabled(enabled=again)
 
@@ -365,10 +366,10 @@ def test_edits_go_where_they_were_previewed_and_read_for(
     file = tmp_path / "ours.jsonl"
     file.write_text(json.dumps(capital("Chile", "Lyon")) + "\n")
     [only] = served.edit(capital("Egypt", "Lyon"), model=f"{name}@acme")
-    sent: list[Any] = []
+    bodies: list[Any] = []
 
     def note(route: Route) -> None:
-        sent.append(route.request.post_data_json["model"])
+        bodies.append(route.request.post_data_json["model"])
         refused("not now")(route)
 
     with opened(browser, served) as page:
@@ -381,7 +382,7 @@ def test_edits_go_where_they_were_previewed_and_read_for(
         page.fill("#target", "Nice")
         page.click("#preview")
         expect(page.locator("#commit")).to_be_enabled()
-        with page.expect_response("**/v1/models"), served.client() as client:  # somebody deletes its last edit
+        with page.expect_response("**/v1/models"), served.client() as client:  # another client deletes its last edit
             client.delete(f"/v1/edits/{only['id']}")
         expect(page.locator("#version")).to_have_text(f"version {served.service.follower.current.version}")
         expect(page.locator("#space")).to_have_value(f"{name}@acme")
@@ -393,7 +394,7 @@ def test_edits_go_where_they_were_previewed_and_read_for(
         page.select_option("#space", name)
         page.click("#import button:text('Submit 1 edit')")
         expect(page.locator("#import button:text('Submit the remaining 1')")).to_be_visible()
-        assert sent == [f"{name}@acme"] * 2
+        assert bodies == [f"{name}@acme"] * 2
 
 
 # -- 4. files and versions --------------------------------------------------------------------------
@@ -406,8 +407,8 @@ def test_an_import_that_was_cut_off_goes_on_and_submits_nothing_twice(
     file.write_text("".join(json.dumps(capital(name, "Lyon")) + "\n" for name in ("Chile", "Peru")))
     wrong.write_text('{"prompt": "x"}\n')
 
-    def lost(route: Route) -> None:
-        """The edits are taken, and nobody hears of it."""
+    def lose_answer(route: Route) -> None:
+        """The service accepts the edits, and its answer is lost."""
         route.fetch()
         route.abort()
 
@@ -421,7 +422,7 @@ def test_an_import_that_was_cut_off_goes_on_and_submits_nothing_twice(
         page.set_input_files("#import-file", wrong)
         expect(notice(page)).to_contain_text("wrong.jsonl cannot be imported, and nothing was submitted: line 1")
         page.set_input_files("#import-file", file)
-        page.route("**/v1/edits", lost)
+        page.route("**/v1/edits", lose_answer)
         page.click("#import button:text('Submit 2 edits')")
         expect(notice(page)).to_contain_text("cannot be reached")
         expect(page.locator("#import")).to_contain_text("0 of 2 submitted")
@@ -445,15 +446,15 @@ def test_what_was_compared_is_in_sight(browser: Browser, served: Running) -> Non
         page.fill("#after", "999")
         page.click("#compare button")
         expect(notice(page)).to_contain_text("no version 999")
-        expect(page.locator("#difference")).to_be_empty()  # what was compared before is not taken for it
+        expect(page.locator("#difference")).to_be_empty()  # the former comparison is gone
 
 
 def test_older_versions_are_read_when_they_are_wanted(browser: Browser, served: Running) -> None:
-    asked: list[dict[str, int]] = []
+    requests: list[dict[str, int]] = []
 
     def give(route: Route) -> None:
         query = {name: int(value) for name, value in parse_qsl(urlsplit(route.request.url).query)}
-        asked.append(query)
+        requests.append(query)
         first = query.get("after", 250) - 1
         numbers = range(first, max(-1, first - query["limit"]), -1)
         version = {"kind": "commit", "parent": 0, "at": AT, "author": "ann", "reason": None, "edits": 1}
@@ -468,8 +469,8 @@ def test_older_versions_are_read_when_they_are_wanted(browser: Browser, served: 
         rows = page.locator("#versions > li")
         for count, pages in ((100, [{"limit": 100}]), (200, [{"limit": 100}, {"limit": 100, "after": 150}])):
             expect(rows).to_have_count(count)
-            assert asked == pages  # no more than is shown
-            asked.clear()
+            assert requests == pages  # no more than is shown
+            requests.clear()
             page.click("#older")
         expect(rows).to_have_count(250)
         expect(rows.last).to_contain_text("0. commit")

@@ -1,4 +1,4 @@
-"""Whatever lies in the journal, the service answers: a row that cannot be read is shown as such, and stops nobody."""
+"""The service answers whatever is in the journal: an unreadable row is shown as such, and stops no request."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def test_edits_and_events_are_listed_whatever_their_rows_hold(
             connection.execute(statement)
         connection.commit()
     with running(tmp_path / "store", editing=False) as served, served.client() as client:
-        found = {edit["ticket"]: edit for edit in client.get("/v1/edits").json()["data"]}
-        assert [bool(found[number]["problem"]) for number in range(1, 6)] == [True, True, False, True, True]
-        assert "verified is of type str" in found[1]["problem"] and "cannot be read" in found[1]["prompt"]
-        assert found[3]["outcome"] == {"loss": None, "answer": "?"} and found[4]["status"] == "failed"
-        assert client.get("/v1/edits/e1").json()["problem"] == found[1]["problem"]
+        by_ticket = {edit["ticket"]: edit for edit in client.get("/v1/edits").json()["data"]}
+        assert [bool(by_ticket[number]["problem"]) for number in range(1, 6)] == [True, True, False, True, True]
+        assert "verified is of type str" in by_ticket[1]["problem"] and "cannot be read" in by_ticket[1]["prompt"]
+        assert by_ticket[3]["outcome"] == {"loss": None, "answer": "?"} and by_ticket[4]["status"] == "failed"
+        assert client.get("/v1/edits/e1").json()["problem"] == by_ticket[1]["problem"]
         events = client.get("/v1/events", params={"since": 0, "follow": False})
         assert events.status_code == 200 and events.text.count("event: damaged") == 1
         later = (datetime.now(UTC) + timedelta(days=1)).isoformat(timespec="microseconds")

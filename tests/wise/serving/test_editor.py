@@ -1,4 +1,4 @@
-"""Nothing waits for training, nothing is lost by it, and no edit takes more than it may."""
+"""No command waits for training, training loses no edit, and no edit takes more time or memory than it may."""
 
 from __future__ import annotations
 
@@ -40,26 +40,26 @@ def sharing(mode: Any) -> wise.WiseModel:
     return wise.wrap(tiny_model("llama", **wide), tiny_tokenizer(), config)
 
 
-class Held:
-    """Training that does not end: wherever `LONG` is, its first step is held until `go_on`."""
+class PausedTraining:
+    """Pauses training: the first step of each batch with `LONG` waits until `may_go_on` is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.may_go_on = threading.Event(), threading.Event()
+        self.has_begun, self.may_go_on = threading.Event(), threading.Event()
         self.holding = False
-        known = module.edited
+        train = module.edited
 
         def edited(model: Any, state: Any, edits: Sequence[Any], *, check: Callable[[], None], **more: Any) -> Any:
-            def held() -> None:
+            def check_and_hold() -> None:
                 check()
                 while any(edit.id == LONG.id for edit in edits) and not self.may_go_on.is_set():
-                    self.begun.set()
+                    self.has_begun.set()
                     self.holding = True
                     try:
                         check()
                     finally:
                         self.holding = False
 
-            return known(model, state, edits, check=held, **more)
+            return train(model, state, edits, check=check_and_hold, **more)
 
         monkeypatch.setattr(module, "edited", edited)
 
@@ -78,7 +78,7 @@ def working(editor: Editor) -> Iterator[threading.Thread]:
     try:
         yield thread
     except BaseException:
-        editor.leave()  # or it would be held for ever
+        editor.leave()  # else it would be paused for ever
         raise
     finally:
         thread.join()
@@ -90,8 +90,8 @@ def test_deletes_rollbacks_and_reads_do_not_wait_for_training(tmp_path: Path, mo
         for each in (SECOND, LONG):
             store.enqueue([each])
             assert editor.work()
-        wanted = store.read().state
-    held = Held(monkeypatch)
+        expected = store.read().state
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         for each in (FIRST, SECOND):
@@ -99,22 +99,22 @@ def test_deletes_rollbacks_and_reads_do_not_wait_for_training(tmp_path: Path, mo
             assert editor.work()
         store.enqueue([LONG])
         with working(editor) as thread:
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             assert done(editor, "delete", edit_ids=["first"], **NOBODY)["edits"] == 1
             assert store.read().state.edit_ids == ("second",)
             with pytest.raises(ConflictError, match="neither live nor queued"):
                 done(editor, "delete", edit_ids=["first"], **NOBODY)
             assert thread.is_alive() and statuses(store)["long"] == "training"
-            held.may_go_on.set()
+            paused.may_go_on.set()
         assert statuses(store) == {"first": "retired", "second": "live", "long": "live"}
-        assert same_state(store.read().state, wanted), "it is as if the deleted one had never been there"
+        assert same_state(store.read().state, expected), "it is as if the deleted one had never been there"
         assert store.check().problems == ()
 
 
 def test_what_is_trained_when_a_version_comes_back_is_trained_again_and_not_lost(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         store.enqueue([FIRST])
@@ -122,9 +122,9 @@ def test_what_is_trained_when_a_version_comes_back_is_trained_again_and_not_lost
         done(editor, "delete", edit_ids=["first"], **NOBODY)
         store.enqueue([LONG])
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             assert done(editor, "rollback", version=1, **NOBODY)["number"] == 3
-            held.may_go_on.set()
+            paused.may_go_on.set()
         assert statuses(store) == {"first": "live", "long": "live"}
         assert store.read().version == 4 and store.check().problems == ()
 
@@ -133,19 +133,19 @@ def test_what_is_trained_when_a_version_comes_back_is_trained_again_and_not_lost
 def test_a_delete_that_needs_the_model_is_done_between_two_steps(
     mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store:
         editor = editing(sharing(mode), store)
         store.enqueue([FIRST, SECOND])
         assert editor.work() and {*statuses(store).values()} == {"live"}
         store.enqueue([LONG])
         with working(editor) as thread:
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             answers: list[dict[str, Any]] = []
             assert editor.do("delete", {"edit_ids": ["first"], **NOBODY}, answers.append)
             until(lambda: answers)
             assert command_result(answers[0])["edits"] == 1 and thread.is_alive()
-            held.may_go_on.set()
+            paused.may_go_on.set()
         assert statuses(store) == {"first": "retired", "second": "live", "long": "live"}
         assert store.check().problems == ()
 
@@ -153,12 +153,12 @@ def test_a_delete_that_needs_the_model_is_done_between_two_steps(
 def test_an_edit_is_cancelled_while_it_is_queued_and_while_it_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         store.enqueue([LONG, BESIDE])
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             store.enqueue([SECOND])
             for name in ("long", "second"):
                 done(editor, "delete", edit_ids=[name], **NOBODY)
@@ -170,14 +170,14 @@ def test_an_edit_is_cancelled_while_it_is_queued_and_while_it_is_trained(
 def test_what_replaces_an_edit_leaves_it_alone_when_it_is_cancelled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         store.enqueue([wise.Edit(id="long", prompt=FIRST.prompt, target=LONG.target, subject=FIRST.subject)])
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             done(editor, "delete", edit_ids=["long"], **NOBODY)
         assert statuses(store) == {"first": "live", "long": "retired"}
 
@@ -189,9 +189,9 @@ def test_previews_are_made_within_training_and_take_their_share_only(
         editor = editing(hybrid(), store)
         store.enqueue([LONG])
         assert editor.work()
-        wanted = store.read().state
-    held = Held(monkeypatch)
-    seen: list[tuple[str, str]] = []
+        expected = store.read().state
+    paused = PausedTraining(monkeypatch)
+    statuses_seen: list[tuple[str, str]] = []
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         store.enqueue([LONG])
@@ -199,24 +199,25 @@ def test_previews_are_made_within_training_and_take_their_share_only(
         def ask(_: Any = None) -> None:
             """A client that previews without end."""
             if _ is not None:
-                seen.append((statuses(store)["long"], _["done"]["outcome"]["status"]))
-            if statuses(store)["long"] == "training" and len(seen) < 50:
+                statuses_seen.append((statuses(store)["long"], _["done"]["outcome"]["status"]))
+            if statuses(store)["long"] == "training" and len(statuses_seen) < 50:
                 editor.do("preview", {"edit": SECOND.to_dict(), "prompts": ["w33"]}, ask)
 
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             ask()
-            until(lambda: seen)
-            held.may_go_on.set()
-        assert seen[0] == ("training", "verified") and len(seen) < 50, "training came to its end beside the previews"
+            until(lambda: statuses_seen)
+            paused.may_go_on.set()
+        assert statuses_seen[0] == ("training", "verified")
+        assert len(statuses_seen) < 50, "training came to its end beside the previews"
         assert statuses(store) == {"long": "live"}
-        assert same_state(store.read().state, wanted), "what is done in between changes no bit"
+        assert same_state(store.read().state, expected), "what is done in between changes no bit"
 
 
 def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    held, caplog_level = Held(monkeypatch), caplog.at_level("INFO")
+    paused, caplog_level = PausedTraining(monkeypatch), caplog.at_level("INFO")
     erasing = {"edit_ids": ["first"], **NOBODY, "with_author": False}
     with Store.open(tmp_path / "store") as store, caplog_level:
         editor, asking = editing(hybrid(), store), wise.WiseModel.ask
@@ -226,15 +227,15 @@ def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
             done(editor, "erase", **erasing)
         store.enqueue([LONG])
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             done(editor, "delete", edit_ids=["first"], **NOBODY)
             assert done(editor, "erase", **erasing)["versions"] == (1,)
-            held.may_go_on.set()
+            paused.may_go_on.set()
         assert "trained again" in caplog.text and statuses(store) == {"first": "retired", "long": "live"}
 
-        def ask(self: wise.WiseModel, *given: Any) -> Any:
+        def ask(self: wise.WiseModel, *arguments: Any) -> Any:
             done(editor, "erase", **erasing)
-            return asking(self, *given)
+            return asking(self, *arguments)
 
         preview = {"edit": SECOND.to_dict(), "prompts": []}
         assert done(editor, "preview", **preview)["answers"]
@@ -251,11 +252,11 @@ def test_what_is_erased_is_not_written_again_by_what_had_begun_before(
 def test_edits_do_not_wait_for_more_than_are_fitted_at_once(
     settings: dict[str, int], batches: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known, trained = module.edited, []
+    train, trained = module.edited, []
 
     def edited(model: Any, state: Any, edits: Sequence[Any], **more: Any) -> Any:
         trained.append(len(edits))
-        return known(model, state, edits, **more)
+        return train(model, state, edits, **more)
 
     monkeypatch.setattr(module, "edited", edited)
     with Store.open(tmp_path / "store") as store:
@@ -268,8 +269,8 @@ def test_edits_do_not_wait_for_more_than_are_fitted_at_once(
 
 
 def test_an_edit_that_takes_too_long_fails_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held, thread_time = Held(monkeypatch), time.thread_time
-    monkeypatch.setattr(module.time, "thread_time", lambda: thread_time() + (100 if held.holding else 0))
+    paused, thread_time = PausedTraining(monkeypatch), time.thread_time
+    monkeypatch.setattr(module.time, "thread_time", lambda: thread_time() + (100 if paused.holding else 0))
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store, Settings(edit_seconds=60.0))
         store.enqueue([BESIDE, LONG, SECOND])
@@ -295,16 +296,16 @@ def test_an_edit_that_takes_too_much_memory_says_so(tmp_path: Path, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_the_editor_gets_no_more_memory_than_it_may() -> None:
-    asks = (
+    script = (
         "import torch\nfrom wise.serving.editor_process import limit_memory\nlimit_memory(0.25)\n"
         "torch.ones(2**25)\nprint('some')\ntorch.ones(2**28)"
     )
-    run = subprocess.run([sys.executable, "-c", asks], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert run.stdout == "some\n" and "can't allocate memory" in run.stderr and run.returncode == 1
 
 
 @pytest.mark.parametrize(
-    ("large", "settings", "said"),
+    ("large", "settings", "problem"),
     [
         (edit("large", 20), {"edit_characters": 9}, r"field 'prompt': it has 11 characters"),
         (wise.Edit(id="large", prompt="w20 w21", target=" ".join(["w60"] * 9)), {"target_tokens": 8}, "has 9 tokens"),
@@ -312,16 +313,16 @@ def test_the_editor_gets_no_more_memory_than_it_may() -> None:
     ],
 )
 def test_an_edit_that_is_too_large_fails_before_it_is_trained(
-    large: wise.Edit, settings: dict[str, Any], said: str, tmp_path: Path
+    large: wise.Edit, settings: dict[str, Any], problem: str, tmp_path: Path
 ) -> None:
-    """However it came into the store. The service refuses it when it is submitted."""
+    """In whatever way it came into the store. The service refuses it when it is submitted."""
     small = wise.Edit(id="small", prompt="w4 w5", target="w70", subject="w4")
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store, Settings(**settings))
         store.enqueue([small, large])
         assert editor.work() and statuses(store) == {"small": "live", "large": "failed"}
         [failed] = store.journal.tickets(edit_id="large")
-        with pytest.raises(EditError, match=said):
+        with pytest.raises(EditError, match=problem):
             raise EditError((failed.verified or {})["why"])
 
 
@@ -347,12 +348,12 @@ def test_an_edit_that_ends_two_editors_is_quarantined_and_the_rest_goes_on(
     class Killed(BaseException):
         """The editor is killed."""
 
-    known = module.edited
+    train = module.edited
 
     def deadly(model: Any, state: Any, edits: Sequence[wise.Edit], **more: Any) -> Any:
         if any(edit.id == "long" for edit in edits):
             raise Killed
-        return known(model, state, edits, **more)
+        return train(model, state, edits, **more)
 
     monkeypatch.setattr(module, "edited", deadly)
     endings = 0
@@ -377,8 +378,8 @@ def test_an_edit_that_ends_two_editors_is_quarantined_and_the_rest_goes_on(
 def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_counts_as_no_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
-    left: list[str] = []
+    paused = PausedTraining(monkeypatch)
+    exits: list[str] = []
     for _ in range(3):
         with Store.open(tmp_path / "store") as store:
             if not store.journal.tickets():
@@ -389,18 +390,18 @@ def test_an_editor_that_is_told_to_leave_does_so_at_the_next_step_and_that_count
                 try:
                     editor.work()
                 except Leave:
-                    left.append("left")
+                    exits.append("left")
 
             thread = threading.Thread(target=work)
-            held.begun.clear()
+            paused.has_begun.clear()
             thread.start()
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             editor.leave()
             assert statuses(store) == {"long": "queued"}
             thread.join()
-    held.may_go_on.set()
+    paused.may_go_on.set()
     with Store.open(tmp_path / "store") as store:
-        assert editing(hybrid(), store).work() and statuses(store) == {"long": "live"} and left == ["left"] * 3
+        assert editing(hybrid(), store).work() and statuses(store) == {"long": "live"} and exits == ["left"] * 3
         assert not [event for event in store.log() if event.detail.get("why") == ENDED]
 
 
@@ -410,7 +411,7 @@ def test_an_editor_that_is_told_to_leave_claims_nothing_more(tmp_path: Path, mon
         store.enqueue([FIRST])
 
         def told_to_leave() -> Version:
-            """After `work` has looked whether it must leave, and before it claims."""
+            """Leaves after `work` has checked whether it must leave, and before it claims."""
             editor.leave()
             return version()
 
@@ -448,11 +449,11 @@ def test_an_edit_whose_time_is_over_and_that_cannot_be_deleted_is_told_once(
     def full(*_: Any, **__: Any) -> None:
         raise StoreError("no room is left")
 
-    told: list[str] = []
+    reasons: list[str] = []
 
     def tell(**changed: Any) -> None:
         if "why" in changed:
-            told.append(changed["why"])
+            reasons.append(changed["why"])
 
     with Store.open(tmp_path / "store") as store:
         editor = Editor(store, Settings(), tell)
@@ -464,9 +465,9 @@ def test_an_edit_whose_time_is_over_and_that_cannot_be_deleted_is_told_once(
             patch.setattr(store, "delete", full)
             for _ in range(3):
                 editor.attend()
-        assert told == ["no room is left"] and caplog.text.count("edits whose time is over are still served") == 1
+        assert reasons == ["no room is left"] and caplog.text.count("edits whose time is over are still served") == 1
         editor.attend()
-        assert told == ["no room is left", ""] and statuses(store) == {"first": "retired"}
+        assert reasons == ["no room is left", ""] and statuses(store) == {"first": "retired"}
 
 
 def test_a_preview_that_takes_too_long_or_that_nobody_waits_for_ends(tmp_path: Path) -> None:
@@ -523,57 +524,57 @@ def test_a_command_that_cannot_be_done_is_answered_and_ends_nothing(
 def test_what_another_replica_asks_for_is_answered_while_an_edit_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    held = Held(monkeypatch)
+    paused = PausedTraining(monkeypatch)
     with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
         editor = editing(hybrid(), store)
         store.enqueue([FIRST])
         assert editor.work()
         store.enqueue([LONG])
         with working(editor):
-            assert held.begun.wait(60)
+            assert paused.has_begun.wait(60)
             command = reader.commands.enqueue("delete", {"edit_ids": ["first"], **NOBODY}, 60)
             editor.attend()
             answer = reader.commands.take_answer(command)
             assert answer is not None and command_result(answer)["edits"] == 0
-            asked = reader.commands.enqueue("preview", {"edit": SECOND.to_dict(), "prompts": []}, 60)
+            preview_command = reader.commands.enqueue("preview", {"edit": SECOND.to_dict(), "prompts": []}, 60)
             editor.attend()
-            told: list[dict[str, Any]] = []
-            until(lambda: told or told.extend(filter(None, [reader.commands.take_answer(asked)])))
-            assert command_result(told[0])["outcome"]["status"] == "verified"
+            answers: list[dict[str, Any]] = []
+            until(lambda: answers or answers.extend(filter(None, [reader.commands.take_answer(preview_command)])))
+            assert command_result(answers[0])["outcome"]["status"] == "verified"
             assert statuses(store)["long"] == "training"
-            held.may_go_on.set()
+            paused.may_go_on.set()
         assert statuses(store) == {"first": "retired", "long": "live"}
 
 
 def test_what_another_replica_withdraws_ends_whether_it_waits_or_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asking, asked, left = wise.WiseModel.ask, list[int](), list[str]()
-    preview = {"edit": SECOND.to_dict(), "prompts": ["w33"] * module.ASKED_AT_ONCE}
+    asking, batch_sizes, withdrawn_ids = wise.WiseModel.ask, list[int](), list[str]()
+    preview = {"edit": SECOND.to_dict(), "prompts": ["w33"] * module.PROMPTS_AT_ONCE}
     with Store.open(tmp_path / "store") as store, Store.open(tmp_path / "store", writer=False) as reader:
         editor = editing(hybrid(), store)
 
         def ask(self: wise.WiseModel, prompts: Any) -> Any:
-            asked.append(len(prompts))
-            for command in left:
+            batch_sizes.append(len(prompts))
+            for command in withdrawn_ids:
                 reader.commands.withdraw(command)
             editor.attend()
             return asking(self, prompts)
 
-        def wanted() -> str:
-            asked.clear()
+        def enqueue_preview() -> str:
+            batch_sizes.clear()
             command = reader.commands.enqueue("preview", preview, 60)
             editor.attend()
             return command
 
         monkeypatch.setattr(wise.WiseModel, "ask", ask)
-        command = wanted()
-        assert editor.work() and len(asked) == 4, "nobody withdraws it: two times before and after"
+        command = enqueue_preview()
+        assert editor.work() and len(batch_sizes) == 4, "nobody withdraws it: two times before and after"
         answer = reader.commands.take_answer(command)
-        assert answer is not None and len(command_result(answer)["answers"]) == 1 + module.ASKED_AT_ONCE
-        reader.commands.withdraw(wanted())
+        assert answer is not None and len(command_result(answer)["answers"]) == 1 + module.PROMPTS_AT_ONCE
+        reader.commands.withdraw(enqueue_preview())
         editor.attend()
-        assert editor.work() and not asked, "it waited"
-        left.append(wanted())
-        assert editor.work() and len(asked) == 2, "it ran, and was withdrawn when the first texts were asked"
-        assert reader.commands.take_answer(left[0]) is None
+        assert editor.work() and not batch_sizes, "it waited"
+        withdrawn_ids.append(enqueue_preview())
+        assert editor.work() and len(batch_sizes) == 2, "it ran, and was withdrawn when the first texts were asked"
+        assert reader.commands.take_answer(withdrawn_ids[0]) is None

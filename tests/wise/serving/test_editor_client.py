@@ -1,4 +1,4 @@
-"""The service's end of the pipe blocks nobody, whatever the editor does, and gives no editor up."""
+"""The service's end of the pipe blocks no caller, whatever the editor does, and starts each editor again that ends."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from wise.serving.engines import BusyError
 from wise.serving.fair_queue import FairQueue
 
 LARGE = "x" * 1_000_000
-"""More than a pipe holds."""
+"""Larger than a pipe's buffer."""
 
 
 class Silent:
-    """An editor that says it is ready, and then reads nothing, as one that was stopped."""
+    """An editor that reports that it is ready, and then reads nothing, like a stopped process."""
 
     def __init__(self) -> None:
         self.may_end = threading.Event()
@@ -50,29 +50,30 @@ def client(make: Any) -> Iterator[EditorClient]:
 
 
 def test_the_time_in_a_state_goes_on_while_nothing_changes() -> None:
-    said, may_say, may_end = list[bytes](), threading.Semaphore(0), threading.Event()
+    messages, may_say, may_end = list[bytes](), threading.Semaphore(0), threading.Event()
 
     def make(connection: Connection) -> Worker:
         def run() -> None:
             with connection:
                 while may_say.acquire() and not may_end.is_set():
-                    connection.send_bytes(said.pop(0))
+                    connection.send_bytes(messages.pop(0))
 
         return threading.Thread(target=run, daemon=True)
 
-    def heard(status: bytes, why: str) -> float:
-        """When it came to be in its state, by the client, which has heard this."""
-        said.append(b'{"status": {%s, "why": "%s"}}' % (status, why.encode()))
+    def time_of_state(status: bytes, why: str) -> float:
+        """Sends a status; returns since when the editor has its state or stage, by the client."""
+        messages.append(b'{"status": {%s, "why": "%s"}}' % (status, why.encode()))
         may_say.release()
         until(lambda: editor.why == why)
         return editor.since
 
     with client(make) as editor:
-        begun = heard(b'"state": "waiting"', "one")
-        assert heard(b'"state": "waiting", "stage": ""', "two") == begun, "an editor that asks again is as it was"
-        assert heard(b'"state": "preparing", "stage": "loading the model"', "three") > begun
+        waiting_since = time_of_state(b'"state": "waiting"', "one")
+        repeated = time_of_state(b'"state": "waiting", "stage": ""', "two")
+        assert repeated == waiting_since, "an editor that asks again is as it was"
+        assert time_of_state(b'"state": "preparing", "stage": "loading the model"', "three") > waiting_since
         loading = editor.since
-        assert heard(b'"stage": "keys"', "four") > loading, "a stage counts like a state"
+        assert time_of_state(b'"stage": "keys"', "four") > loading, "a stage counts like a state"
         may_end.set()
         may_say.release()
 
@@ -87,13 +88,13 @@ def test_an_editor_that_reads_nothing_blocks_nobody(monkeypatch: pytest.MonkeyPa
             calls = (editor.call("preview", prompts=[LARGE]) for _ in range(module.MOST_COMMANDS + 1))
             return await asyncio.gather(*calls, return_exceptions=True)
 
-        told = asyncio.run(all_at_once())
-        assert sum(isinstance(one, BusyError) for one in told) == 1, "the last is refused at once"
-        late = [str(one) for one in told if isinstance(one, StoreError)]
-        assert len(late) == module.MOST_COMMANDS and all("did not answer within" in one for one in late)
-        begun = time.monotonic()
+        answers = asyncio.run(all_at_once())
+        assert sum(isinstance(answer, BusyError) for answer in answers) == 1, "the last is refused at once"
+        late = [str(answer) for answer in answers if isinstance(answer, StoreError)]
+        assert len(late) == module.MOST_COMMANDS and all("did not answer within" in problem for problem in late)
+        start = time.monotonic()
         editor.close(0.1)
-        assert time.monotonic() - begun < 30, "what blocks in the pipe does not hold up the end"
+        assert time.monotonic() - start < 30, "what blocks in the pipe does not hold up the end"
     silent.may_end.set()
 
 
@@ -103,7 +104,7 @@ def test_a_broken_pipe_is_told_as_an_editor_that_ended(monkeypatch: pytest.Monke
     with client(silent) as editor:
         until(lambda: editor.state == READY)
 
-        async def asked() -> None:
+        async def ask() -> None:
             call = asyncio.create_task(editor.call("delete", edit_ids=[LARGE]))
             await asyncio.sleep(0)
             silent.may_end.set()
@@ -112,7 +113,7 @@ def test_a_broken_pipe_is_told_as_an_editor_that_ended(monkeypatch: pytest.Monke
             with pytest.raises(StoreError, match="the editor here is ended"):
                 await editor.call("delete", edit_ids=["e1"])
 
-        asyncio.run(asked())
+        asyncio.run(ask())
 
 
 def test_an_editor_is_started_again_with_growing_pauses_and_never_given_up(
@@ -120,14 +121,14 @@ def test_an_editor_is_started_again_with_growing_pauses_and_never_given_up(
 ) -> None:
     monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
     monkeypatch.setattr(module, "LONGEST_PAUSE", 0.004)
-    made: list[str] = []
+    workers: list[str] = []
 
     def fails(connection: Connection) -> Worker:
-        """No process can be started, then some that end at once, then one that works."""
-        made.append("one")
-        if len(made) <= 2:
+        """First no process can be started, then some end at once, then one works."""
+        workers.append("one")
+        if len(workers) <= 2:
             raise OSError(24, "Too many open files")
-        if len(made) <= 5:
+        if len(workers) <= 5:
             return threading.Thread(target=connection.close)
         return Silent()(connection)
 
@@ -170,7 +171,7 @@ def test_turns_go_round_the_holders_and_too_many_are_refused_at_once() -> None:
         with pytest.raises(BusyError, match="too many wait already") as refused:
             await preview("anna")  # half of the places are hers
         assert refused.value.retry_after >= 1
-        tasks[2].cancel()  # a client that left gives its place up
+        tasks[2].cancel()  # a client that leaves frees its place
         await asyncio.sleep(0)
         may_end.set()
         await asyncio.gather(*tasks, return_exceptions=True)

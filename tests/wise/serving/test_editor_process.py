@@ -1,4 +1,4 @@
-"""The editor of a store: what is at fault fails alone, and nothing waits behind it."""
+"""The editor of a store: a faulty edit fails alone, and no other edit waits for it."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class AnotherReader(WordReader):
     name = "another"
 
 
-def poisoned(known: Any, name: str) -> Any:
-    """`edited`, but what it writes for one edit is no number."""
+def poisoned(reader: Any, name: str) -> Any:
+    """`edited`, but the values that it writes for one edit are no numbers."""
 
     def edited(*args: Any, **options: Any) -> Any:
-        state, outcomes = known(*args, **options)
+        state, outcomes = reader(*args, **options)
         slots = [
             replace(slot, values=torch.full_like(slot.values, torch.nan)) if name in slot.edit_ids else slot
             for slot in state.slots
@@ -54,7 +54,7 @@ def test_an_edit_whose_version_is_refused_fails_alone(
 
 
 def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The control: another error of the store is raised, and all that was to be trained is queued again."""
+    """The control: another error of the store is raised, and all edits of the batch are queued again."""
     with Store.open(tmp_path / "store") as store:
         editor = editing(hybrid(), store)
         store.enqueue([edit("good", 4)])
@@ -72,7 +72,7 @@ def test_a_disk_that_fails_fails_no_edit(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> None:
     with Store.open(tmp_path / "store") as store:
-        editing(hybrid(AnotherReader()), store)  # an empty store is anyone's
+        editing(hybrid(AnotherReader()), store)  # an empty store fits any reader
         editor = editing(hybrid(), store)
         store.enqueue([edit("good", 4)])
         assert editor.work() and statuses(store) == {"good": "live"}
@@ -83,21 +83,23 @@ def test_a_store_whose_keys_another_reader_made_is_refused(tmp_path: Path) -> No
 
 def test_a_preview_asks_an_edit_as_it_is_given_and_the_rest_as_users_do(tmp_path: Path) -> None:
     model, base, plain = chat_model(), chat_model(), chat_model(None)
-    given = {"target": "w70", "subject": "w50"}
-    with Store.open(tmp_path / "chat") as store, Store.open(tmp_path / "plain") as other:
+    fields = {"target": "w70", "subject": "w50"}
+    with Store.open(tmp_path / "chat") as store, Store.open(tmp_path / "plain") as plain_store:
         editor = editing(model, store)
-        conversation = editor.preview(given | {"messages": TURNS}, ["w33", "w50 w51 w52"])["answers"]
-        turn = editor.preview(given | {"prompt": "w50 w51 w52"}, ["w33", "w50 w51 w52"])["answers"]
-        text_alone = editing(plain, other).preview(given | {"messages": TURNS}, ["w33"])["answers"]
+        conversation = editor.preview(fields | {"messages": TURNS}, ["w33", "w50 w51 w52"])["answers"]
+        turn = editor.preview(fields | {"prompt": "w50 w51 w52"}, ["w33", "w50 w51 w52"])["answers"]
+        text_alone = editing(plain, plain_store).preview(fields | {"messages": TURNS}, ["w33"])["answers"]
 
-    def said(*prompts: Any, **form: Any) -> list[str]:
+    def answers(*prompts: Any, **form: Any) -> list[str]:
         return [answer.text for answer in base.ask(list(prompts), **form)]
 
-    asked = ["w50 w51 w52", "w33", "w50 w51 w52"]
-    assert [answer["prompt"] for answer in conversation] == [answer["prompt"] for answer in turn] == asked
-    assert [answer["before"] for answer in conversation] == said(TURNS, *asked[1:])
-    assert [answer["before"] for answer in turn] == said(*asked)
-    assert [answer["before"] for answer in text_alone] == said(*asked[:2], chat=False), "there is no chat to ask in"
-    assert len({*said(TURNS), *said(asked[0]), *said(asked[0], chat=False)}) == 3, "the forms are answered alike"
+    questions = ["w50 w51 w52", "w33", "w50 w51 w52"]
+    assert [answer["prompt"] for answer in conversation] == [answer["prompt"] for answer in turn] == questions
+    assert [answer["before"] for answer in conversation] == answers(TURNS, *questions[1:])
+    assert [answer["before"] for answer in turn] == answers(*questions)
+    before = [answer["before"] for answer in text_alone]
+    assert before == answers(*questions[:2], chat=False), "there is no chat to ask in"
+    forms = {*answers(TURNS), *answers(questions[0]), *answers(questions[0], chat=False)}
+    assert len(forms) == 3, "the forms are answered alike"
     assert conversation[0]["after"] == turn[0]["after"] == text_alone[0]["after"] == "w70"
     assert model.state.edits == (), "nothing was changed"

@@ -1,4 +1,4 @@
-"""`/v1/edits` in vLLM's own server: edits go into the store, and what its writer makes of them is told."""
+"""`/v1/edits` in vLLM's own server: edits go into the store, and their status is reported."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class FollowedStore:
 
 
 def attached(api_key: list[str] | None, followed: FollowedStore | None = None) -> FastAPI:
-    """vLLM's server as far as a plug-in sees it."""
+    """The parts of vLLM's server that a plug-in uses."""
     app = FastAPI()
 
     @app.post("/v1/completions")
@@ -64,7 +64,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     Store.open(tmp_path / "store").close()
     monkeypatch.setenv("WISE_STORE", str(tmp_path / "store"))
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    log = logging.getLogger("wise")  # which the plug-in sets up
+    log = logging.getLogger("wise")  # the plug-in sets it up
     before = log.handlers, log.propagate, log.level
     yield tmp_path / "store"
     log.handlers, log.propagate = before[:2]
@@ -72,38 +72,43 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def test_edits_are_taken_shown_and_deleted(place: Path) -> None:
-    with running(place), open_reader(str(place)) as store, TestClient(attached(["a-key"], FollowedStore(store))) as own:
-        assert own.get("/v1/edits").status_code == 401 and own.get("/v1/edits", headers=KEY).json()["data"] == []
+    with (
+        running(place),
+        open_reader(str(place)) as store,
+        TestClient(attached(["a-key"], FollowedStore(store))) as client,
+    ):
+        assert client.get("/v1/edits").status_code == 401 and client.get("/v1/edits", headers=KEY).json()["data"] == []
         body = {"edits": [FRANCE], "wait": "live", "model": "demo"}
-        done = own.post("/v1/edits", json=body, headers=KEY)
-        assert done.status_code == 200 and done.json()["version"] == 1
-        [edit] = done.json()["edits"]
+        answer = client.post("/v1/edits", json=body, headers=KEY)
+        assert answer.status_code == 200 and answer.json()["version"] == 1
+        [edit] = answer.json()["edits"]
         assert (edit["status"], edit["author"]) == ("live", "owner")
         path = f"/v1/edits/{edit['id']}"
-        assert own.get(path, headers=KEY).json()["target"] == "Lyon"
-        gone = own.delete(path, headers=KEY)
-        assert (gone.status_code, gone.json()["number"], gone.json()["author"]) == (200, 2, "owner")
+        assert client.get(path, headers=KEY).json()["target"] == "Lyon"
+        deletion = client.delete(path, headers=KEY)
+        assert (deletion.status_code, deletion.json()["number"], deletion.json()["author"]) == (200, 2, "owner")
         assert store.read().state.edits == ()
 
 
 def test_what_cannot_be_taken_is_refused(place: Path) -> None:
-    with open_reader(str(place)) as store, TestClient(attached(["a-key"], FollowedStore(store))) as own:
-        long = own.post("/v1/edits", json={"edits": [FRANCE | {"prompt": "The capital " * 300}]}, headers=KEY)
+    with open_reader(str(place)) as store, TestClient(attached(["a-key"], FollowedStore(store))) as client:
+        long = client.post("/v1/edits", json={"edits": [FRANCE | {"prompt": "The capital " * 300}]}, headers=KEY)
         assert long.status_code == 400 and long.json()["error"]["param"] == "edits.0"
-        other = own.post("/v1/edits", json={"edits": [FRANCE], "model": "other"}, headers=KEY)
-        assert other.status_code == 404 and store.journal.tickets() == ()
+        answer = client.post("/v1/edits", json={"edits": [FRANCE], "model": "other"}, headers=KEY)
+        assert answer.status_code == 404 and store.journal.tickets() == ()
 
 
 def test_the_servers_own_routes_stay(place: Path) -> None:
-    with TestClient(attached(["a-key"])) as own:
-        assert own.post("/v1/completions").json() == "the server's own"
-        assert own.get("/v1/completions").status_code == 405 and own.get("/v1/other").json() == {"detail": "Not Found"}
+    with TestClient(attached(["a-key"])) as client:
+        assert client.post("/v1/completions").json() == "the server's own"
+        assert client.get("/v1/completions").status_code == 405
+        assert client.get("/v1/other").json() == {"detail": "Not Found"}
 
 
 def test_without_the_middleware_no_edit_is_said_to_be_served(place: Path) -> None:
-    with TestClient(attached(["a-key"])) as own:
-        told = own.post("/v1/edits", json={"edits": [FRANCE]}, headers=KEY)
-        assert told.status_code == 503 and "EditingMiddleware" in told.json()["error"]["message"]
+    with TestClient(attached(["a-key"])) as client:
+        answer = client.post("/v1/edits", json={"edits": [FRANCE]}, headers=KEY)
+        assert answer.status_code == 503 and "EditingMiddleware" in answer.json()["error"]["message"]
 
 
 def test_a_file_of_tokens_may_stand_in_the_place_of_a_key(
@@ -113,18 +118,18 @@ def test_a_file_of_tokens_may_stand_in_the_place_of_a_key(
     monkeypatch.setenv("WISE_TOKENS", str(tmp_path / "tokens"))
     with pytest.raises(ConfigError, match="give one of both"):
         attached(["a-key"])
-    with open_reader(str(place)) as store, TestClient(attached(None, FollowedStore(store))) as own:
+    with open_reader(str(place)) as store, TestClient(attached(None, FollowedStore(store))) as client:
         ann = {"Authorization": "Bearer secret"}
-        assert own.get("/v1/edits", headers=ann).status_code == 200
-        assert own.post("/v1/edits", json={"edits": [FRANCE]}, headers=ann).status_code == 403
-        assert own.get("/v1/edits", headers=KEY).status_code == 401
+        assert client.get("/v1/edits", headers=ann).status_code == 200
+        assert client.post("/v1/edits", json={"edits": [FRANCE]}, headers=ann).status_code == 403
+        assert client.get("/v1/edits", headers=KEY).status_code == 401
 
 
-@pytest.mark.parametrize(("name", "told"), [("WISE_STORE", "WISE_STORE is not set"), (None, "who may edit")])
+@pytest.mark.parametrize(("name", "problem"), [("WISE_STORE", "WISE_STORE is not set"), (None, "who may edit")])
 def test_a_server_for_which_something_is_missing_does_not_start(
-    place: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, told: str
+    place: Path, monkeypatch: pytest.MonkeyPatch, name: str | None, problem: str
 ) -> None:
     if name is not None:
         monkeypatch.delenv(name)
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=problem):
         attached(["a-key"] if name else None)

@@ -56,19 +56,19 @@ def test_what_keeps_a_version_from_being_served_is_logged_once(
 
         service.service.follower.serve_with(Preparing())
         service.edit({"prompt": "The capital of France is", "target": "Lyon", "subject": "France"})
-    told = [str(record.exc_info[1]) for record in caplog.records if record.exc_info and record.levelname == "ERROR"]
-    assert told == ["the workers are busy", "the workers are gone"] and tried == [0] + 8 * [1]
+    problems = [str(record.exc_info[1]) for record in caplog.records if record.exc_info and record.levelname == "ERROR"]
+    assert problems == ["the workers are busy", "the workers are gone"] and tried == [0] + 8 * [1]
 
 
 def test_what_happens_while_the_first_version_is_read_is_announced_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It takes minutes where each edit is asked again in another precision."""
+    """The start takes minutes if each edit is asked again in another precision."""
     with open_reader(str(tmp_path)) as store:
-        read, before = store.read, store.anchor().event
+        read_store, before = store.read, store.anchor().event
 
         def slow() -> Snapshot:
-            snapshot = read()
+            snapshot = read_store()
             store.enqueue([wise.Edit(prompt="The sea is", target="blue")])
             return snapshot
 

@@ -1,4 +1,4 @@
-"""What was freed goes back to the system, and does not without being given back."""
+"""Freed memory returns to the system, and only by `trim_heap`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from wise.serving.follower import trim_heap
 
 BLOCK, BLOCKS = 2**16, 2000
-"""Under what the C library asks the system for by itself."""
+"""Bytes of a block that the C library takes from its heap, and not directly from the system."""
 
 
 def resident() -> int:
@@ -28,9 +28,9 @@ def test_what_is_freed_is_given_back() -> None:
     trim_heap()
     before = resident()
     blocks = [np.ones(BLOCK, dtype=np.uint8) for _ in range(BLOCKS)]
-    kept = blocks[-1]  # above all others, so that the heap cannot shrink
+    last_block = blocks[-1]  # above all others, so that the heap cannot shrink
     blocks.clear()
     assert resident() - before > BLOCK * BLOCKS // 2
     trim_heap()
     assert resident() - before < BLOCK * BLOCKS // 10
-    assert kept.all()
+    assert last_block.all()

@@ -1,4 +1,4 @@
-"""Who leaves makes room: a client that previews, and the service itself."""
+"""A client that leaves frees the editor, and so does a service that ends."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LYON = {"prompt": "The capital of France is", "target": "Lyon", "subject": "Fran
 def test_a_preview_whose_client_left_is_given_up(
     elsewhere: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """elsewhere: another replica's editor makes it."""
-    begun, ended = threading.Event(), threading.Event()
+    """elsewhere: another replica's editor makes the preview."""
+    has_begun, has_ended = threading.Event(), threading.Event()
 
-    def preview(_: Editor, edit: Any, prompts: Any, is_wanted: Any = None) -> dict[str, Any]:
-        begun.set()
-        until(lambda: not is_wanted())
-        ended.set()
+    def preview(_: Editor, edit: Any, prompts: Any, is_awaited: Any = None) -> dict[str, Any]:
+        has_begun.set()
+        until(lambda: not is_awaited())
+        has_ended.set()
         return {}
 
     monkeypatch.setattr(Editor, "preview", preview)
@@ -44,12 +44,12 @@ def test_a_preview_whose_client_left_is_given_up(
         state = WAITING if elsewhere else READY
         served = services.enter_context(running(tmp_path / "store", editor_state=state))
         with asked_for_a_preview(served.url):
-            assert begun.wait(PATIENCE)
+            assert has_begun.wait(PATIENCE)
             with asked_for_a_preview(served.url):
                 until(lambda: len(served.service.previews) == 1)
             until(lambda: len(served.service.previews) == 0)  # it waited for its turn
-            assert not ended.is_set()
-        assert ended.wait(PATIENCE)
+            assert not has_ended.is_set()
+        assert has_ended.wait(PATIENCE)
 
 
 def test_a_preview_that_no_writer_took_up_is_withdrawn_when_its_client_leaves(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_an_accepted_edit_is_no_error_where_the_store_cannot_be_read_after_it(
 ) -> None:
     with running(tmp_path / "store", editing=False, request_timeout=0.1) as served, served.client() as client:
 
-        def unreadable(_: object, **asked: Any) -> tuple[Ticket, ...]:
+        def unreadable(_: object, **arguments: Any) -> tuple[Ticket, ...]:
             raise StoreError("the disk is away")
 
         monkeypatch.setattr(type(served.service.store.journal), "tickets", unreadable)
@@ -119,11 +119,12 @@ def asked_for_a_preview(url: str) -> socket.socket:
 
 
 def posted(url: str, path: str, body: dict[str, Any]) -> socket.socket:
-    """The connection on which it was asked for; nothing is read from it."""
-    sent = json.dumps(body).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n"
+    """The connection on which a preview was requested; its answer is not read."""
+    content = json.dumps(body).encode()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n"
     connection = socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=PATIENCE)
-    connection.sendall(head.encode() + b"Authorization: Bearer editor\r\nContent-Type: application/json\r\n\r\n" + sent)
+    head += "Authorization: Bearer editor\r\nContent-Type: application/json\r\n\r\n"
+    connection.sendall(head.encode() + content)
     return connection
 
 
@@ -133,10 +134,10 @@ def test_parts_that_do_not_end_do_not_hold_up_the_end(tmp_path: Path, monkeypatc
         service = served.service
         for part in (service.engine, service.follower, service.editor):
             end = part.close
-            monkeypatch.setattr(part, "close", lambda *given, end=end: (never.wait(PATIENCE), end(*given)))
-        begun = time.monotonic()
+            monkeypatch.setattr(part, "close", lambda *arguments, end=end: (never.wait(PATIENCE), end(*arguments)))
+        start = time.monotonic()
         service.close()
-        assert time.monotonic() - begun < PATIENCE / 4
+        assert time.monotonic() - start < PATIENCE / 4
         never.set()
 
 

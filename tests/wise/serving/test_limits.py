@@ -1,4 +1,4 @@
-"""Who may do what, and what is refused: always in one shape, with the service alive and nothing changed."""
+"""Scopes and refusals: each refusal has the same shape, changes nothing, and leaves the service alive."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ from wise.serving.settings import load
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("limits") / "store"
     limits = {"body_limit": 20_000, "edit_limit": 8, "max_queue": 4, "max_batch_size": 2, "request_timeout": 20.0}
-    with running(folder, editing=False, preview_queue=0, **limits) as found:
-        yield found
+    with running(folder, editing=False, preview_queue=0, **limits) as service:
+        yield service
 
 
 def error_of(answer: Any, status: int) -> dict[str, Any]:
@@ -108,8 +108,9 @@ def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkey
         assert ready.json() == {"status": "ready"}, "answers do not wait for an editor"
         assert [client.head(path).status_code for path in ("/health", "/ready", "/v1/edits")] == [200, 200, 405]
         with served.client("reader") as reader:
-            told = reader.get("/ready").json()
-            assert (told["status"], told["version"], told["edits"], told["editor"]) == ("ready", 0, 0, "failing")
+            readiness = reader.get("/ready").json()
+            fields = [readiness[name] for name in ("status", "version", "edits", "editor")]
+            assert fields == ["ready", 0, 0, "failing"]
         with monkeypatch.context() as damaged:
 
             def unreadable(**_: Any) -> None:
@@ -125,8 +126,8 @@ def test_watching_needs_no_token_and_says_nothing_secret(served: Running, monkey
 def test_figures_are_for_readers_or_for_anyone_where_they_were_opened(served: Running, tmp_path: Path) -> None:
     with served.client("") as stranger, served.client("reader") as reader:
         assert error_of(stranger.get("/metrics"), 401)["code"] == "invalid_api_key"
-        told = reader.get("/metrics").text
-        assert "wise_requests_total" in told and "the-reader" not in told
+        metrics = reader.get("/metrics").text
+        assert "wise_requests_total" in metrics and "the-reader" not in metrics
     with running(tmp_path / "open", editing=False, open_metrics=True) as opened, opened.client("") as stranger:
         assert "wise_requests_total" in stranger.get("/metrics").text
         error_of(stranger.get("/v1/models"), 401)
@@ -140,39 +141,39 @@ def test_labels_of_metrics_are_bounded_whatever_is_asked_for(served: Running) ->
             stranger.request("GET", f"/v1/edits/such-{number}")
             stranger.request(f"ODD{number}", "/health")
     with served.client("reader") as reader:
-        told = reader.get("/metrics").text
-    assert 'method="other"' in told and "ODD" not in told and "such" not in told
+        metrics = reader.get("/metrics").text
+    assert 'method="other"' in metrics and "ODD" not in metrics and "such" not in metrics
 
 
 def test_answers_say_how_they_may_be_kept_and_methods_are_named(served: Running) -> None:
     with served.client() as client:
         for path in ("/v1/edits", "/v1/nothing", "/health", "/openapi.json", "/metrics"):
-            told = client.get(path).headers
-            assert (told["x-content-type-options"], told["cache-control"]) == ("nosniff", "no-store")
+            headers = client.get(path).headers
+            assert (headers["x-content-type-options"], headers["cache-control"]) == ("nosniff", "no-store")
         assert client.get("/console").headers["cache-control"] == "no-cache"
         allowed = {"/v1/edits": "GET, POST", "/v1/edits/x": "GET, PUT, DELETE", "/health": "GET, HEAD"}
         for path, methods in allowed.items():
             answer = client.patch(path)
             assert error_of(answer, 405) and answer.headers["allow"] == methods
-        other = client.get("/v1/edits/", headers={"Host": "evil.example"})
-        assert error_of(other, 404) and "evil.example" not in str(other.headers) + other.text
+        missing = client.get("/v1/edits/", headers={"Host": "evil.example"})
+        assert error_of(missing, 404) and "evil.example" not in str(missing.headers) + missing.text
 
 
 def test_other_origins_may_read_only_where_they_are_named(served: Running, tmp_path: Path) -> None:
-    asked = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST",
+    preflight = {"Origin": "https://chat.example", "Access-Control-Request-Method": "POST",
              "Access-Control-Request-Headers": "authorization, x-stainless-os"}  # fmt: skip
     allowed = "access-control-allow-origin"
     with served.client() as client:
-        assert error_of(client.options("/v1/completions", headers=asked), 405)
-        assert allowed not in client.get("/v1/models", headers=asked).headers
+        assert error_of(client.options("/v1/completions", headers=preflight), 405)
+        assert allowed not in client.get("/v1/models", headers=preflight).headers
     origins = load(None, {"cors_origins": "https://chat.example, https://b.example"}).cors_origins
     assert origins == ("https://chat.example", "https://b.example")
     with running(tmp_path / "cors", editing=False, cors_origins=origins) as opened, opened.client() as client:
-        told = client.options("/v1/completions", headers=asked)
-        assert told.status_code == 200 and told.headers[allowed] == "https://chat.example"
-        assert "x-stainless-os" in told.headers["access-control-allow-headers"]
-        assert client.get("/v1/models", headers=asked).headers[allowed] == "https://chat.example"
-        refused = client.post("/v1/edits", content=b"x" * 2_000_000, headers=asked)
+        answer = client.options("/v1/completions", headers=preflight)
+        assert answer.status_code == 200 and answer.headers[allowed] == "https://chat.example"
+        assert "x-stainless-os" in answer.headers["access-control-allow-headers"]
+        assert client.get("/v1/models", headers=preflight).headers[allowed] == "https://chat.example"
+        refused = client.post("/v1/edits", content=b"x" * 2_000_000, headers=preflight)
         assert refused.status_code == 413 and refused.headers[allowed] == "https://chat.example"
         assert allowed not in client.get("/v1/models", headers={"Origin": "https://evil.example"}).headers
 
@@ -193,18 +194,18 @@ def test_a_namespace_that_looks_like_another_is_refused(served: Running, name: s
 def test_a_namespace_is_reached_by_every_route(reach: Running, name: str) -> None:
     model, stored = f"{NAME}@{name}", unicodedata.normalize("NFC", name)
     with reach.client() as client:
-        [made] = client.post("/v1/edits", json={"model": model, "edits": [LYON]}).json()["edits"]
-        assert made["namespace"] == stored
-        found = client.get("/v1/edits", params={"namespace": name}).json()["data"]
-        assert [edit["id"] for edit in found] == [made["id"]]
-        told = error_of(client.get(f"/v1/models/{quote(model, safe='')}"), 404)["message"]
-        assert repr(stored) in told  # it was understood: no edit is live there yet
+        [submitted] = client.post("/v1/edits", json={"model": model, "edits": [LYON]}).json()["edits"]
+        assert submitted["namespace"] == stored
+        edits = client.get("/v1/edits", params={"namespace": name}).json()["data"]
+        assert [edit["id"] for edit in edits] == [submitted["id"]]
+        problem = error_of(client.get(f"/v1/models/{quote(model, safe='')}"), 404)["message"]
+        assert repr(stored) in problem  # the name was understood: no edit is live there yet
 
 
 @pytest.fixture(scope="module")
 def reach(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("reach") / "store", editing=False) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("reach") / "store", editing=False) as service:
+        yield service
 
 
 def test_an_event_that_did_not_happen_yet_is_refused(served: Running) -> None:
@@ -225,8 +226,8 @@ def test_no_line_of_a_stream_is_split_by_what_it_holds(reach: Running) -> None:
         [ticket] = reach.service.store.journal.tickets(namespaces=["lines"])
         reach.service.store.journal.move([Move(ticket=ticket.number, to="training", detail={"why": ends})])
         until(lambda: reach.service.follower.last_event == events(reach))
-        told = client.get("/v1/events", params={"since": 0, "follow": "false"}).text
-    lines = [line for line in told.splitlines() if line.startswith("data: ")]
+        stream = client.get("/v1/events", params={"since": 0, "follow": "false"}).text
+    lines = [line for line in stream.splitlines() if line.startswith("data: ")]
     assert len(lines) == reach.service.follower.last_event
     assert json.loads(lines[-1].removeprefix("data: "))["detail"] == {"why": ends}
 
@@ -238,7 +239,7 @@ def test_tokens_are_hashed_in_a_private_file(tmp_path: Path) -> None:
     assert token not in file.read_text()
     holder = Tokens.read(file).holder(token_digest(token))
     assert holder is not None and (holder.name, holder.scope) == ("anna", "editor")
-    assert Tokens.read(file).holder(token_digest(token_digest(token))) is None  # the file's own content opens nothing
+    assert Tokens.read(file).holder(token_digest(token_digest(token))) is None  # the content of the file is no token
     file.write_text("anna editor short\n")
     with pytest.raises(ConfigError, match="tokens:1"):
         Tokens.read(file)
@@ -261,26 +262,26 @@ def test_a_token_that_expired_or_was_taken_out_of_the_file_opens_nothing(
     monkeypatch.setattr(served.service, "tokens", Tokens.read(file))
     before = events(served)
 
-    def asked(token: str) -> Any:
+    def ask(token: str) -> Any:
         with served.client("") as client:
             return client.get("/v1/models", headers={"Authorization": f"Bearer {token}"})
 
     for token, code in (("gone", "expired_api_key"), ("never", "invalid_api_key")):
-        assert error_of(asked(token), 401)["code"] == code
-    assert [asked(token).status_code for token in ("soon", "ever")] == [200, 200]
+        assert error_of(ask(token), 401)["code"] == code
+    assert [ask(token).status_code for token in ("soon", "ever")] == [200, 200]
     file.write_text(lines[1])
-    assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
+    assert [ask(token).status_code for token in ("soon", "ever")] == [200, 401]
     for unread in (lines[1] + " tomorrow", "anna king " + token_digest("x")):
         file.write_text(unread)
-        assert [asked(token).status_code for token in ("soon", "ever")] == [200, 401]
+        assert [ask(token).status_code for token in ("soon", "ever")] == [200, 401]
         assert "tokens" in caplog.text
         caplog.clear()
     file.write_text("\n".join(lines[1:]))
-    assert asked("ever").status_code == 200
+    assert ask("ever").status_code == 200
     file.unlink()
-    assert asked("ever").status_code == 200, "nobody is shut out by an operator's slip"
+    assert ask("ever").status_code == 200, "nobody is shut out by an operator's slip"
     file.write_text("# none\n")
-    assert asked("ever").status_code == 401, "the last token was taken out"
+    assert ask("ever").status_code == 401, "the last token was taken out"
     assert events(served) == before
 
 
@@ -291,8 +292,8 @@ def test_settings_come_from_flags_before_the_environment_before_the_file(
     file.write_text("port = 1\nmax_batch_size = 2\nmax_queue = 3\n")
     monkeypatch.setenv("WISE_MAX_BATCH_SIZE", "20")
     monkeypatch.setenv("WISE_MAX_QUEUE", "30")
-    found = load(file, {"max_queue": 300, "host": None})
-    assert (found.port, found.max_batch_size, found.max_queue, found.host) == (1, 20, 300, "127.0.0.1")
+    loaded = load(file, {"max_queue": 300, "host": None})
+    assert (loaded.port, loaded.max_batch_size, loaded.max_queue, loaded.host) == (1, 20, 300, "127.0.0.1")
     with pytest.raises(ConfigError, match="max_queu"):
         load(None, {"max_queu": 1})
     with pytest.raises(ConfigError, match="max_batch_size=0"):
@@ -405,17 +406,17 @@ MILLION = 1_000_000
 def test_json_of_very_many_parts_is_refused_before_it_is_read(
     reach: Running, body: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read: list[object] = []
-    monkeypatch.setattr(json, "loads", read.append)  # what the framework reads bodies with
+    parsed: list[object] = []
+    monkeypatch.setattr(json, "loads", parsed.append)  # with which the framework parses bodies
     with reach.client() as client:
         answer = client.post("/v1/edits", content=body, headers=JSON)
         monkeypatch.undo()
-        assert "lists, objects and fields" in error_of(answer, 413)["message"] and not read
+        assert "lists, objects and fields" in error_of(answer, 413)["message"] and not parsed
         assert "edits" in error_of(client.post("/v1/edits", content=b'{"edits":[[]]}', headers=JSON), 400)["message"]
 
 
 @pytest.mark.parametrize(
-    ("schema", "given"),
+    ("schema", "body"),
     [
         (EditsRequest, {"edits": [1] * 1000}),
         (EditsRequest, {"edits": [LYON | {"paraphrases": [1] * 64}] * 1000}),
@@ -425,9 +426,9 @@ def test_json_of_very_many_parts_is_refused_before_it_is_read(
         (AskRequest, {"prompts": [[{}] * 64] * 1000}),
     ],
 )
-def test_a_list_has_one_error_however_long_it_is(schema: type[BaseModel], given: dict[str, Any]) -> None:
+def test_a_list_has_one_error_however_long_it_is(schema: type[BaseModel], body: dict[str, Any]) -> None:
     with pytest.raises(ValidationError) as caught:
-        schema.model_validate(given)
+        schema.model_validate(body)
     assert caught.value.error_count() <= 6
 
 
@@ -502,10 +503,10 @@ def test_a_deadline_gives_what_was_generated(
 ) -> None:
     steps, run = 0, Runner.run
 
-    def counted(self: Runner, *given: Any) -> Tensor:
+    def counted(self: Runner, *arguments: Any) -> Tensor:
         nonlocal steps
         steps += 1
-        return run(self, *given)
+        return run(self, *arguments)
 
     monkeypatch.setattr(Runner, "run", counted)
     clock = SimpleNamespace(perf_counter=time.perf_counter, monotonic=lambda: time.monotonic() + 10**6 * (steps > 3))
@@ -525,39 +526,39 @@ def test_a_deadline_gives_what_was_generated(
 
 
 def test_what_can_never_fit_is_refused_and_not_put_off(served: Running) -> None:
-    """At most six answers are held: two that are generated and four that wait."""
+    """At most six answers are accepted: two that are generated and four that wait."""
     with served.client("reader") as client:
         body = {"model": NAME, "prompt": ["The", "A"], "n": 3, "max_tokens": 1}
         assert client.post("/v1/completions", json=body).status_code == 200
-        found = error_of(client.post("/v1/completions", json=body | {"prompt": ["The", "A", "Once"]}), 400)
-    assert found["message"].startswith("n: 9 answers were asked for and 6 are held")
+        problem = error_of(client.post("/v1/completions", json=body | {"prompt": ["The", "A", "Once"]}), 400)
+    assert problem["message"].startswith("n: 9 answers were asked for and 6 are held")
 
 
 def test_a_prompt_that_cannot_fit_is_refused_before_it_is_tokenized(
     served: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    longest, context, read = served.service.token_text.longest, served.service.encoder.context, []
+    longest, context, tokenized = served.service.token_text.longest, served.service.encoder.context, []
     tokenizer = type(served.service.tokenizer)
     call = tokenizer.__call__
 
-    def counted(self: Any, text: Any, *given: Any, **named: Any) -> Any:
-        read.append((len(text), threading.current_thread()))
-        return call(self, text, *given, **named)
+    def counted(self: Any, text: Any, *arguments: Any, **options: Any) -> Any:
+        tokenized.append((len(text), threading.current_thread()))
+        return call(self, text, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "__call__", counted)
     with served.client("reader") as client:
         for text in ("a" * (longest * context + 1), "word " * (longest * context // 8)):
-            read.clear()
+            tokenized.clear()
             for path, body in (
                 ("completions", {"model": NAME, "prompt": text}),
                 ("chat/completions", {"model": NAME, "messages": [{"role": "user", "content": text}]}),
                 ("ask", {"prompts": [text]}),
             ):
-                found = error_of(client.post(f"/v1/{path}", json=body), 400)
-                assert "do not fit the context" in found["message"] and len(found["message"]) < 200
-            assert sum(size for size, _ in read) <= 3 * 8 * context < 3 * len(text)
+                problem = error_of(client.post(f"/v1/{path}", json=body), 400)
+                assert "do not fit the context" in problem["message"] and len(problem["message"]) < 200
+            assert sum(size for size, _ in tokenized) <= 3 * 8 * context < 3 * len(text)
         assert client.post("/v1/completions", json={"model": NAME, "prompt": "The"}).status_code == 200
-    names = {thread.name.partition("_")[0] for _, thread in read}
+    names = {thread.name.partition("_")[0] for _, thread in tokenized}
     assert names == {"wise-prompts"}, "the event loop does not tokenize"
 
 
@@ -578,9 +579,9 @@ def test_the_event_loop_spells_no_answer_and_a_prompt_is_spelled_once(
     tokenizer = type(served.service.tokenizer)
     decode, spelled = tokenizer.decode, []
 
-    def noted(self: Any, ids: Any, *given: Any, **named: Any) -> Any:
+    def noted(self: Any, ids: Any, *arguments: Any, **options: Any) -> Any:
         spelled.append(threading.current_thread().name.partition("_")[0])
-        return decode(self, ids, *given, **named)
+        return decode(self, ids, *arguments, **options)
 
     monkeypatch.setattr(tokenizer, "decode", noted)
     more = {} if path == "ask" else {"model": NAME, "temperature": 0, "wise": {"routes": True}}
@@ -600,8 +601,8 @@ def test_an_error_in_one_answer_ends_no_other(served: Running, monkeypatch: pyte
         def draw(self, logits: Tensor, likeliest: int) -> int:
             raise ZeroDivisionError
 
-    def chosen(self: Sampler, request: GenerationRequest, *given: Any) -> None:
-        init(self, request, *given)
+    def chosen(self: Sampler, request: GenerationRequest, *arguments: Any) -> None:
+        init(self, request, *arguments)
         if request.seed == 13:
             self.__class__ = Failing
 
@@ -629,10 +630,10 @@ def test_a_prompt_that_cannot_be_read_does_not_end_what_is_decoded(
 ) -> None:
     run = Runner.run
 
-    def failing(self: Runner, memories: Any, ids: Tensor, *given: Any) -> Tensor:
+    def failing(self: Runner, memories: Any, ids: Tensor, *arguments: Any) -> Tensor:
         if ids.shape[1] > 40:
             raise MemoryError
-        return run(self, memories, ids, *given)
+        return run(self, memories, ids, *arguments)
 
     monkeypatch.setattr(Runner, "run", failing)
     with served.client("reader") as client:
@@ -645,17 +646,17 @@ def test_a_prompt_that_cannot_be_read_does_not_end_what_is_decoded(
 
 
 def test_the_engine_looks_busy_within_its_steps(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    run, seen = Runner.run, []
+    run, busy_counts = Runner.run, []
 
-    def noted(self: Runner, *given: Any) -> Tensor:
-        seen.append(served.service.engine.busy)
-        return run(self, *given)
+    def noted(self: Runner, *arguments: Any) -> Tensor:
+        busy_counts.append(served.service.engine.busy)
+        return run(self, *arguments)
 
     monkeypatch.setattr(Runner, "run", noted)
     body = {"model": NAME, "prompt": FRANCE, "n": 4, "max_tokens": 2, "logit_bias": {"2": -100}}
     with served.client("reader") as client:
         assert client.post("/v1/completions", json=body).status_code == 200
-    assert seen[0] == 4 and set(seen) == {2, 4} and served.service.engine.busy == 0  # two at a time
+    assert busy_counts[0] == 4 and set(busy_counts) == {2, 4} and served.service.engine.busy == 0  # two at a time
 
 
 def test_the_times_of_tokens_are_measured(served: Running) -> None:
@@ -676,11 +677,12 @@ def generated(served: Running) -> float:
 
 
 def send(served: Running, body: dict[str, Any]) -> socket.socket:
-    """The connection on which a completion was asked for; nothing is read from it."""
-    sent = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(sent)}\r\n"
+    """The connection on which a completion was requested; its answer is not read."""
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {len(content)}\r\n"
     connection = socket.create_connection(("127.0.0.1", int(served.url.rpartition(":")[2])), timeout=PATIENCE)
-    connection.sendall(head.encode() + b"Authorization: Bearer reader\r\nContent-Type: application/json\r\n\r\n" + sent)
+    head += "Authorization: Bearer reader\r\nContent-Type: application/json\r\n\r\n"
+    connection.sendall(head.encode() + content)
     return connection
 
 
@@ -708,11 +710,11 @@ def test_a_client_that_leaves_makes_room(
 def test_writes_are_audited_and_requests_logged(served: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "wise")
     with served.client("editor") as client:
-        sent = client.post("/v1/edits", json={"edits": [LYON]}, headers={"X-Request-ID": "mine-1"})
-    assert (sent.status_code, sent.headers["x-request-id"]) == (202, "mine-1")
-    told = [record.fields for record in caplog.records if record.name == "wise.audit"]
-    assert [(t["by"], t["request"], t["tickets"]) for t in told] == [("the-editor", "mine-1", [1])]
-    until(lambda: any(record.getMessage() == "request" for record in caplog.records))  # behind the answer
+        answer = client.post("/v1/edits", json={"edits": [LYON]}, headers={"X-Request-ID": "mine-1"})
+    assert (answer.status_code, answer.headers["x-request-id"]) == (202, "mine-1")
+    audits = [record.fields for record in caplog.records if record.name == "wise.audit"]
+    assert [(t["by"], t["request"], t["tickets"]) for t in audits] == [("the-editor", "mine-1", [1])]
+    until(lambda: any(record.getMessage() == "request" for record in caplog.records))  # after the answer
     [logged] = [record.fields for record in caplog.records if record.getMessage() == "request"]
     assert logged | {"seconds": 0} == {
         "request": "mine-1", "method": "POST", "path": "/v1/edits", "status": 202, "seconds": 0, "by": "the-editor"
@@ -738,8 +740,8 @@ def test_a_request_is_a_span(served: Running, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(middleware, "tracer", SimpleNamespace(start_as_current_span=start))
     with served.client("") as client:
         client.get("/v1/edits", headers={"X-Request-ID": "mine-2"})
-    told = {"wise.request_id": "mine-2", "http.response.status_code": 401}
-    until(lambda: spans == [("GET /v1/edits", told)])
+    attributes = {"wise.request_id": "mine-2", "http.response.status_code": 401}
+    until(lambda: spans == [("GET /v1/edits", attributes)])
 
 
 @pytest.mark.slow
@@ -749,11 +751,11 @@ def test_the_service_keeps_to_its_own_schema(tmp_path: Path) -> None:
         schema = schemathesis.openapi.from_url(f"{served.url}/openapi.json")
         checked = set()
         for operation in schema.get_all_operations():
-            found = operation.ok()
-            checked.add(found.path)
+            documented = operation.ok()
+            checked.add(documented.path)
             for mode in schemathesis.GenerationMode:
-                with suppress(Unsatisfiable):  # nothing can be wrong with a request that says nothing
-                    try_out(found.as_strategy(generation_mode=mode))
+                with suppress(Unsatisfiable):  # an empty request has no invalid variant
+                    try_out(documented.as_strategy(generation_mode=mode))
         assert {"/v1/completions", "/v1/chat/completions", "/v1/edits", "/v1/versions/{number}/rollback"} <= checked
         with served.client("") as client:
             assert client.get("/ready").status_code == 200
@@ -769,9 +771,9 @@ def try_out(strategy: Any) -> None:
     def check(case: Any) -> None:
         if case.path == "/v1/events":
             case.query["follow"] = "false"
-        # A schema cannot say all: what the model's context holds, or that 1.0 is no whole number here.
-        # Nor does it know that the token is put back here, or that a query may hold what nobody reads.
-        unsaid = [positive_data_acceptance, *([] if case.method in ("POST", "PUT") else [negative_data_rejection])]
-        case.call_and_validate(headers={"Authorization": "Bearer admin"}, excluded_checks=unsaid)
+        # A schema cannot express everything, such as the size of the context, or that 1.0 is no whole number here.
+        # Nor does it know that this test adds the token, or that unknown fields of a query are ignored.
+        excluded = [positive_data_acceptance, *([] if case.method in ("POST", "PUT") else [negative_data_rejection])]
+        case.call_and_validate(headers={"Authorization": "Bearer admin"}, excluded_checks=excluded)
 
     check()

@@ -1,4 +1,4 @@
-"""Logs: whoever writes to stderr, one JSON object a line, about its request; and all as before afterwards."""
+"""Logs: all writers to stderr give one JSON object per line, with the request; afterwards stderr is as before."""
 
 from __future__ import annotations
 
@@ -56,15 +56,15 @@ def test_every_line_is_one_json_object_whoever_writes_it() -> None:
             thread = threading.Thread(target=lambda: 1 / 0)
             thread.start()
             thread.join()
-        told = lines(stderr)
-        assert [(line["logger"], line["level"]) for line in told] == [
+        records = lines(stderr)
+        assert [(line["logger"], line["level"]) for line in records] == [
             ("wise", "info"), ("a.library", "error"), ("uvicorn.error", "info"), ("py.warnings", "warning"),
             ("stderr", "warning"), ("stderr", "warning"), ("wise", "critical"),
         ]  # fmt: skip
-        assert (told[0]["message"], told[0]["seconds"]) == (f"two\nlines{steering}", 1)
+        assert (records[0]["message"], records[0]["seconds"]) == (f"two\nlines{steering}", 1)
         assert not {*steering} & {*stderr.getvalue()}
-        assert (told[4]["message"], told[5]["message"]) == ("plain text", "100%")
-        assert "ZeroDivisionError" in told[6]["traceback"]
+        assert (records[4]["message"], records[5]["message"]) == ("plain text", "100%")
+        assert "ZeroDivisionError" in records[6]["traceback"]
         assert sys.stderr is before and library.handlers and not library.propagate
         library.error("plainly")  # negative control, and as before
         with pytest.raises(json.JSONDecodeError):
@@ -86,11 +86,11 @@ def test_nothing_is_left_that_would_write_to_a_closed_stream(capfd: pytest.Captu
     stderr.close()
     logging.getLogger("wise").error("later")
     assert "Logging error" not in capfd.readouterr().err
-    logging.getLogger().addHandler(left := logging.StreamHandler(stderr))
+    logging.getLogger().addHandler(handler := logging.StreamHandler(stderr))
     try:
         logging.getLogger("wise").error("later")
     finally:
-        logging.getLogger().removeHandler(left)
+        logging.getLogger().removeHandler(handler)
     assert "Logging error" in capfd.readouterr().err  # negative control
 
 
@@ -111,11 +111,11 @@ def test_a_log_that_cannot_be_written_fails_nobody_and_goes_on_later() -> None:
         logging.getLogger("wise").info("lost")
         print("lost too", file=sys.stderr)
         stderr.full = False
-        logging.getLogger("wise").info("one of %d", "no number")  # negative control: what can be written is told
+        logging.getLogger("wise").info("one of %d", "no number")  # negative control: a valid record is logged
         logging.getLogger("wise").info("there is room again")
-    told = [line["message"] for line in lines(stderr)]
-    assert told[-1] == "there is room again" and "lost" not in told
-    assert told[0] == "--- Logging error ---" and any("one of %d" in line for line in told)
+    messages = [line["message"] for line in lines(stderr)]
+    assert messages[-1] == "there is room again" and "lost" not in messages
+    assert messages[0] == "--- Logging error ---" and any("one of %d" in line for line in messages)
 
 
 @pytest.mark.parametrize("level", ["info", "error"])
@@ -149,8 +149,8 @@ def test_a_level_is_one_of_four() -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("logs") / "store", editing=False) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("logs") / "store", editing=False) as service:
+        yield service
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -166,12 +166,12 @@ def test_an_answer_is_logged_with_tokens_version_and_trace(
             answer = client.post("/v1/completions", json=body, headers=headers)
         assert answer.status_code == 200
         until(lambda: any(record.getMessage() == "request" for record in caplog.records))
-        [told] = [record.fields for record in caplog.records if record.getMessage() == "request"]
-        assert told.get("trace") == trace and told["request"] == "mine"
-        assert (told["version"], told["prompt_tokens"]) == (0, len(served.service.encoder.prompt(FRANCE)))
-        assert 2 <= told["completion_tokens"] <= 4
+        [request] = [record.fields for record in caplog.records if record.getMessage() == "request"]
+        assert request.get("trace") == trace and request["request"] == "mine"
+        assert (request["version"], request["prompt_tokens"]) == (0, len(served.service.encoder.prompt(FRANCE)))
+        assert 2 <= request["completion_tokens"] <= 4
         if not stream:
-            assert answer.json()["usage"]["completion_tokens"] == told["completion_tokens"]
+            assert answer.json()["usage"]["completion_tokens"] == request["completion_tokens"]
 
 
 WORDS = ("Zanzibar", "Quetzalcoatl", "Xylophonia", "Zebedee")
@@ -189,12 +189,12 @@ def test_no_text_of_an_edit_is_logged_whatever_becomes_of_it(
     """At `debug` what errors say is logged too; there it is seen that they would quote it."""
     stderr, train = io.StringIO(), Trainer.edit
 
-    def fails(self: Trainer, state: Any, edits: Any, *given: Any, **more: Any) -> Any:
+    def fails(self: Trainer, state: Any, edits: Any, *arguments: Any, **more: Any) -> Any:
         if any(edit.target == SECRET["target"] for edit in edits):
             raise ValueError(f"it cannot be trained: {[edit.to_dict() for edit in edits]}")
-        return train(self, state, edits, *given, **more)
+        return train(self, state, edits, *arguments, **more)
 
-    def broken(self: Store, edits: Any, *given: Any, **more: Any) -> Any:
+    def broken(self: Store, edits: Any, *arguments: Any, **more: Any) -> Any:
         raise LookupError(str(edits))
 
     monkeypatch.setattr(Trainer, "edit", fails)
@@ -205,24 +205,24 @@ def test_no_text_of_an_edit_is_logged_whatever_becomes_of_it(
             preview = client.post("/v1/edits/preview", json={"edit": edit})
             assert preview.status_code == status, preview.text
         table = "prompt,target,Zanzibar\nThe sun is,hot,Quetzalcoatl\n"
-        read = client.post("/v1/files/edits", params={"name": "a.csv"}, content=table)
-        assert read.status_code == 200 and "'Zanzibar' (1)" in read.json()["warnings"][0]
+        answer = client.post("/v1/files/edits", params={"name": "a.csv"}, content=table)
+        assert answer.status_code == 200 and "'Zanzibar' (1)" in answer.json()["warnings"][0]
         with monkeypatch.context() as patch:
             patch.setattr(Store, "enqueue", broken)
             assert client.post("/v1/edits", json={"edits": [SECRET]}).status_code == 500
         assert client.delete(f"/v1/edits/{live['id']}", params={"reason": "Zebedee was wrong"}).status_code == 200
         for edit in (failed, live):
             assert client.post(f"/v1/edits/{edit['id']}/erase", json={}).status_code == 200
-    told = stderr.getvalue()
-    found = {word for word in WORDS if word in told}
-    assert found == set() if level == "info" else found >= {"Zanzibar", "Quetzalcoatl"}
-    assert failed["id"] in told and live["id"] in told and told.count("ValueError") >= 3 and "LookupError" in told
+    log = stderr.getvalue()
+    words = {word for word in WORDS if word in log}
+    assert words == set() if level == "info" else words >= {"Zanzibar", "Quetzalcoatl"}
+    assert failed["id"] in log and live["id"] in log and log.count("ValueError") >= 3 and "LookupError" in log
 
 
 def test_an_unexpected_error_is_answered_as_others_are_and_logged_once_with_its_request(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(self: Store, edits: Any, *given: Any, **more: Any) -> Any:
+    def broken(self: Store, edits: Any, *arguments: Any, **more: Any) -> Any:
         raise LookupError
 
     monkeypatch.setattr(Store, "enqueue", broken)
@@ -232,8 +232,8 @@ def test_an_unexpected_error_is_answered_as_others_are_and_logged_once_with_its_
             headers = {"X-Request-ID": "r1", "Origin": origin}
             answer = client.post("/v1/edits", json={"edits": [SECRET]}, headers=headers)
     assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
-    wanted = {"x-request-id": "r1", "x-content-type-options": "nosniff", "cache-control": "no-store"}
-    assert dict(answer.headers).items() >= (wanted | {"access-control-allow-origin": origin}).items()
+    expected = {"x-request-id": "r1", "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    assert dict(answer.headers).items() >= (expected | {"access-control-allow-origin": origin}).items()
     assert [line.get("request") for line in lines(stderr) if "traceback" in line] == ["r1"]
 
 
@@ -255,9 +255,9 @@ def test_what_errors_say_that_know_no_texts_is_logged_with_the_errors_that_came_
             record = logging.LogRecord("wise", logging.ERROR, "", 0, "failed", None, sys.exc_info())
         return str(json.loads(JsonFormatter().format(record))["traceback"])
 
-    told = traced(StoreError("the disk is full"), OSError(28, "No space left"))
-    assert told.index("OSError: [Errno 28] No space left") < told.index("StoreError: the disk is full")
+    text = traced(StoreError("the disk is full"), OSError(28, "No space left"))
+    assert text.index("OSError: [Errno 28] No space left") < text.index("StoreError: the disk is full")
     group = ExceptionGroup("Zanzibar", [RuntimeError("out of memory"), EditError("field 'prompt': Zanzibar")])
-    told = traced(group, KeyError("Zanzibar"))
-    assert "RuntimeError: out of memory" in told and told.endswith("ExceptionGroup") and "Zanzibar" not in told
-    assert {"EditError", "KeyError"} <= {*told.split()}
+    text = traced(group, KeyError("Zanzibar"))
+    assert "RuntimeError: out of memory" in text and text.endswith("ExceptionGroup") and "Zanzibar" not in text
+    assert {"EditError", "KeyError"} <= {*text.split()}

@@ -60,24 +60,24 @@ def test_training_whose_session_was_lost_is_left_and_counts_as_no_ending(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else the edit would be quarantined, as one that ends editors."""
-    training, may_end, known = threading.Event(), threading.Event(), module.edited
+    training, may_end, train = threading.Event(), threading.Event(), module.edited
 
-    def edited(*given: Any, check: Callable[[], None], **more: Any) -> Any:
+    def edited(*arguments: Any, check: Callable[[], None], **more: Any) -> Any:
         training.set()
         while not may_end.is_set():
             check()
-        return known(*given, check=check, **more)
+        return train(*arguments, check=check, **more)
 
     monkeypatch.setattr(module, "edited", edited)
     with running(url) as served, served.client() as client:
-        [taken] = client.post("/v1/edits", json={"edits": [LYON]}).json()["edits"]
+        [edit] = client.post("/v1/edits", json={"edits": [LYON]}).json()["edits"]
         for _ in range(2):
             assert training.wait(PATIENCE)
             training.clear()
             end_sessions(url)
         assert training.wait(PATIENCE)
         may_end.set()
-        until(lambda: statuses(served.service.store) == {taken["id"]: "live"})
+        until(lambda: statuses(served.service.store) == {edit["id"]: "live"})
         why = [event.detail.get("why") for event in served.service.store.log() if event.kind == "queued"]
         assert why == [None, LOST, LOST] and ENDED not in why
 
@@ -93,28 +93,28 @@ def test_an_editor_whose_lock_was_replaced_opens_the_store_again(tmp_path: Path)
 
 
 def test_why_a_store_cannot_be_asked_is_told_once_and_not_with_each_attempt(caplog: pytest.LogCaptureFixture) -> None:
-    own, others = Pipe()
-    asked, ended = list[int](), threading.Event()
+    service_end, editor_end = Pipe()
+    attempts, has_ended = list[int](), threading.Event()
     reasons = {3: "it is full", 5: ""}
 
     class Asked:
         """Its store fails for two reasons, works once, and fails again."""
 
-        is_lost = False
+        has_lost_store = False
 
         def attend(self) -> None:
-            asked.append(len(asked))
-            if reason := reasons.get(asked[-1], "the disk is gone"):
+            attempts.append(len(attempts))
+            if reason := reasons.get(attempts[-1], "the disk is gone"):
                 raise StoreError(reason)
 
         def leave(self) -> None:
             """It trains nothing."""
 
-    with caplog.at_level(logging.ERROR), own, others:
-        end: Any = EditorEnd(others, ended.set)
+    with caplog.at_level(logging.ERROR), service_end, editor_end:
+        end: Any = EditorEnd(editor_end, has_ended.set)
         end.editor = Asked()
-        until(lambda: len(asked) > 7)
-        own.close()
-        assert ended.wait(PATIENCE)
-    told = [message.rpartition(": ")[2] for message in caplog.messages]
-    assert told == ["the disk is gone", "it is full", "the disk is gone", "the disk is gone"]
+        until(lambda: len(attempts) > 7)
+        service_end.close()
+        assert has_ended.wait(PATIENCE)
+    problems = [message.rpartition(": ")[2] for message in caplog.messages]
+    assert problems == ["the disk is gone", "it is full", "the disk is gone", "the disk is gone"]

@@ -27,8 +27,8 @@ FROM_PROMETHEUS = {"instance", "le"}
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("metrics") / "store", editing=False) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("metrics") / "store", editing=False) as service:
+        yield service
 
 
 def metrics(served: Running) -> dict[str, float]:
@@ -87,13 +87,13 @@ def test_an_edit_that_a_rollback_brings_back_was_not_just_accepted(tmp_path: Pat
 
 
 def test_a_canary_that_waits_for_room_is_no_refused_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_step, submit, told = hold(monkeypatch), LocalEngine.submit, list[Exception]()
+    may_step, submit, errors = hold(monkeypatch), LocalEngine.submit, list[Exception]()
 
-    def noted(*given: Any, **more: Any) -> Job:
+    def noted(*arguments: Any, **more: Any) -> Job:
         try:
-            return submit(*given, **more)
+            return submit(*arguments, **more)
         except BusyError as error:
-            told.append(error)
+            errors.append(error)
             raise
 
     monkeypatch.setattr(LocalEngine, "submit", noted)
@@ -101,17 +101,17 @@ def test_a_canary_that_waits_for_room_is_no_refused_request(tmp_path: Path, monk
     body = {"model": NAME, "prompt": FRANCE, "max_tokens": 1}
     with running(tmp_path / "store", max_batch_size=1, max_queue=0) as served:
         served.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})  # the base alone needs no canary
-        asked = Canaries([[5, 6, 7]], lambda: served.service.engine, Metrics(), 1.0)
+        checker = Canaries([[5, 6, 7]], lambda: served.service.engine, Metrics(), 1.0)
         with served.client("reader") as client, client.stream("POST", "/v1/completions", json=body | {"stream": True}):
             until(lambda: served.service.engine.busy == 1)
-            asked.start()
-            asked.check(served.service.follower.current)
-            until(lambda: len(told) > 2)
+            checker.start()
+            checker.check(served.service.follower.current)
+            until(lambda: len(errors) > 2)
             assert metrics(served)["wise_refused_requests_total"] == 0
             assert client.post("/v1/completions", json=body).status_code == 429
             assert metrics(served)["wise_refused_requests_total"] == 1, "a user's is counted"
             may_step.set()
-        asked.close()
+        checker.close()
 
 
 SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
@@ -119,25 +119,26 @@ SAMPLES = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_su
 
 def exposed() -> dict[str, set[str]]:
     """Every name that can be asked for, with its labels."""
-    collectors = [one for one in vars(Metrics()).values() if hasattr(one, "describe") and hasattr(one, "labels")]
-    families = [(family, one) for one in collectors for family in one.describe()]
+    attributes = vars(Metrics()).values()
+    collectors = [metric for metric in attributes if hasattr(metric, "describe") and hasattr(metric, "labels")]
+    families = [(family, metric) for metric in collectors for family in metric.describe()]
     return {
-        family.name + ending: set(getattr(one, "_labelnames", ()))
-        for family, one in families
+        family.name + ending: set(getattr(metric, "_labelnames", ()))
+        for family, metric in families
         for ending in SAMPLES[family.type]
     }
 
 
 def unknown(expressions: list[str]) -> set[str]:
     """Names of metrics in expressions that are not exposed, and labels that they do not have."""
-    known, wrong = exposed(), set()
+    names, wrong = exposed(), set()
     for expression in expressions:
         for name, selector in SELECTOR.findall(expression):
             labels = set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", selector)) - FROM_PROMETHEUS
-            if name not in known:
+            if name not in names:
                 wrong.add(name)
-            elif labels - known[name]:
-                wrong.add(f"{name}: {', '.join(sorted(labels - known[name]))}")
+            elif labels - names[name]:
+                wrong.add(f"{name}: {', '.join(sorted(labels - names[name]))}")
     return wrong
 
 
@@ -159,9 +160,9 @@ def test_the_dashboard_and_the_alerts_ask_for_what_is_there() -> None:
 
 
 def test_every_metric_is_on_the_dashboard() -> None:
-    shown = {name for expression in dashboard() for name, _ in SELECTOR.findall(expression)}
+    names = {name for expression in dashboard() for name, _ in SELECTOR.findall(expression)}
     families = {family.name for family in Metrics().registry.collect()}
-    assert not {f for f in families if not any(name.startswith(f) for name in shown)} - {"wise_editor_restarts"}
+    assert not {f for f in families if not any(name.startswith(f) for name in names)} - {"wise_editor_restarts"}
 
 
 def test_every_alert_says_what_it_means_and_how_bad_it_is() -> None:

@@ -41,9 +41,9 @@ class Process:
                 command, stdout=subprocess.PIPE, stderr=stream, env=environment, start_new_session=True
             )
         assert self.process.stdout is not None
-        told = json.loads(self.process.stdout.readline())
+        message = json.loads(self.process.stdout.readline())
         self.client = httpx.Client(
-            base_url=told["url"], headers={"Authorization": f"Bearer {told['token']}"}, timeout=DEADLINE + 10
+            base_url=message["url"], headers={"Authorization": f"Bearer {message['token']}"}, timeout=DEADLINE + 10
         )
         until(self.answers)
 
@@ -57,7 +57,7 @@ class Process:
         answer = self.client.get("/ready")
         return str(answer.json()["editor"]) if answer.status_code == 200 else answer.json()["error"]["message"]
 
-    def said(self, prompt: str = FRANCE) -> str:
+    def completion(self, prompt: str = FRANCE) -> str:
         body = {"model": NAME, "prompt": prompt, "temperature": 0}
         return str(self.client.post("/v1/completions", json=body).json()["choices"][0]["text"])
 
@@ -71,8 +71,8 @@ class Process:
 
 
 @contextmanager
-def process(store: Path | str, *options: str, **given: Any) -> Iterator[Process]:
-    started = Process(store, *options, **given)
+def process(store: Path | str, *options: str, **more: Any) -> Iterator[Process]:
+    started = Process(store, *options, **more)
     try:
         yield started
     finally:
@@ -109,9 +109,9 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         follow(served, "training", since=4)  # the events of the first edit
         served.kill()
     with process(store) as served:
-        assert served.said() == " Lyon."  # at once, before any training
-        shown = served.client.get(f"/v1/edits/{first.json()['edits'][0]['id']}").json()
-        holds = shown["outcome"]["holds"]
+        assert served.completion() == " Lyon."  # at once, before any training
+        report = served.client.get(f"/v1/edits/{first.json()['edits'][0]['id']}").json()
+        holds = report["outcome"]["holds"]
         assert holds["completion: prompt"] and all(holds.values())
         again = served.client.post(
             "/v1/edits", json={"edits": edits(0, 6), "wait": "live"}, headers={"Idempotency-Key": "six"}
@@ -119,8 +119,8 @@ def test_killed_while_it_trains_it_has_every_acknowledged_edit_once(tmp_path: Pa
         assert [edit["ticket"] for edit in again.json()["edits"]] == [2, 3, 4, 5, 6, 7]
         assert {edit["status"] for edit in again.json()["edits"]} == {"live"}
         assert len(served.client.get("/v1/edits").json()["data"]) == 7
-        assert served.said("The capital of Spain is") == " Lyon."
-        assert served.said("The capital of Norway is") == " Oslo."
+        assert served.completion("The capital of Spain is") == " Lyon."
+        assert served.completion("The capital of Norway is") == " Oslo."
     with Store.open(store, writer=False) as whole:
         assert whole.check().problems == ()
         assert {slot.kind for slot in whole.read().state.slots} == {"answer"}
@@ -133,10 +133,10 @@ def test_an_editor_that_dies_is_started_again_while_answering_goes_on(tmp_path: 
         [editor] = spawned(served.process.pid)
         os.kill(editor, signal.SIGKILL)
         until(lambda: served.editor() != "ready")
-        assert served.said() == " Paris."
-        done = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
-        assert done.json()["edits"][0]["status"] == "live"
-        assert served.said() == " Lyon."
+        assert served.completion() == " Paris."
+        answer = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert answer.json()["edits"][0]["status"] == "live"
+        assert served.completion() == " Lyon."
 
 
 @pytest.mark.slow
@@ -146,8 +146,8 @@ def test_what_trains_is_niced_and_what_runs_commands_is_not(tmp_path: Path) -> N
         until(lambda: served.editor() == "ready")
         [editor] = spawned(served.process.pid)
         niceness = {int(task.name): os.getpriority(os.PRIO_PROCESS, int(task.name)) for task in tasks(editor)}
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        assert niceness.pop(editor) > own and own in niceness.values()
+        own_niceness = os.getpriority(os.PRIO_PROCESS, 0)
+        assert niceness.pop(editor) > own_niceness and own_niceness in niceness.values()
 
 
 def tasks(process: int) -> list[Path]:
@@ -173,14 +173,14 @@ def test_every_line_on_stderr_is_json_from_its_start_to_its_end(tmp_path: Path) 
     log = tmp_path / "log"
     with process(tmp_path / "store", log=log) as served:
         until(lambda: served.editor() == "ready")
-        done = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
-        assert done.json()["edits"][0]["status"] == "live"
+        answer = served.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})
+        assert answer.json()["edits"][0]["status"] == "live"
         served.process.send_signal(signal.SIGTERM)
         assert served.process.wait(60) == 0
         assert served.process.stdout is not None and served.process.stdout.read() == b""
-    told = [json.loads(line) for line in log.read_text().splitlines()]
-    assert all({"time", "level", "logger", "message"} <= line.keys() for line in told)
-    messages = [line["message"] for line in told]
+    records = [json.loads(line) for line in log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in records)
+    messages = [line["message"] for line in records]
     assert {"training", "committed", "request"} <= set(messages)
     assert any(message.startswith("loading the demo model") for message in messages)
     assert served.client.headers["Authorization"].removeprefix("Bearer ") not in log.read_text()
@@ -191,8 +191,8 @@ def test_workers_fit_the_edits_of_a_service_and_end_with_it(tmp_path: Path) -> N
     log = tmp_path / "log"
     with process(tmp_path / "store", "--set", "edit_workers=2", log=log) as served:
         until(lambda: served.editor() == "ready")
-        done = served.client.post("/v1/edits", json={"edits": edits(0, 8), "wait": "live"})
-        assert {edit["status"] for edit in done.json()["edits"]} == {"live"}
+        answer = served.client.post("/v1/edits", json={"edits": edits(0, 8), "wait": "live"})
+        assert {edit["status"] for edit in answer.json()["edits"]} == {"live"}
         editor = spawned(served.process.pid)
         assert sum(len(spawned(each)) for each in editor) == 2
         served.process.send_signal(signal.SIGTERM)
@@ -223,34 +223,34 @@ def test_two_replicas_on_one_database_converge() -> None:
         until(lambda: first.editor() == "ready")
         with process(url, *RETRIEVE) as second:
             until(lambda: second.editor() == "waiting")
-            taken = second.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})  # the first one trains it
-            assert taken.json()["edits"][0]["status"] == "live"
-            assert second.said() == " Lyon."
-            until(lambda: first.said() == " Lyon.")
-            gone = second.client.delete(f"/v1/edits/{taken.json()['edits'][0]['id']}")  # the first one does it
-            assert (gone.status_code, gone.json()["edits"]) == (200, 0), gone.text
-            assert second.said() == " Paris."
+            answer = second.client.post("/v1/edits", json={"edits": [LYON], "wait": "live"})  # the first one trains it
+            assert answer.json()["edits"][0]["status"] == "live"
+            assert second.completion() == " Lyon."
+            until(lambda: first.completion() == " Lyon.")
+            deletion = second.client.delete(f"/v1/edits/{answer.json()['edits'][0]['id']}")  # the first one does it
+            assert (deletion.status_code, deletion.json()["edits"]) == (200, 0), deletion.text
+            assert second.completion() == " Paris."
             back = second.client.post("/v1/versions/1/rollback")
-            assert (back.status_code, back.json()["number"], second.said()) == (200, 3, " Lyon.")
-            shown = second.client.post("/v1/edits/preview", json={"edit": edits(0, 1)[0]})
-            assert [(a["before"], a["after"]) for a in shown.json()["answers"]] == [("Madrid", "Lyon")]
+            assert (back.status_code, back.json()["number"], second.completion()) == (200, 3, " Lyon.")
+            preview = second.client.post("/v1/edits/preview", json={"edit": edits(0, 1)[0]})
+            assert [(a["before"], a["after"]) for a in preview.json()["answers"]] == [("Madrid", "Lyon")]
             first.kill()
             until(lambda: second.editor() == "ready")  # it takes over
-            done = second.client.post("/v1/edits", json={"edits": edits(0, 1), "wait": "live"})
-            assert done.json()["edits"][0]["status"] == "live"
+            answer = second.client.post("/v1/edits", json={"edits": edits(0, 1), "wait": "live"})
+            assert answer.json()["edits"][0]["status"] == "live"
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "problem"),
     [(("--set", "max_batch_size=0"), "max_batch_size"), (("--set", "colour=red"), "colour"),
      (("--set", "name=one", "--set", "name=two"), "given twice"),
      (("--mode", "retrieve", "--relations", "/nowhere"), "would have no effect"),
      (("--mode", "merge", "--set", "encoder=/nowhere"), "would have no effect"),
      (("--model", "/nowhere/at/all"), "no such"), (("--relations", "/nowhere/at/all"), "cannot be read")],
 )
-def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], said: str) -> None:
-    done = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *options])
-    assert done.exit_code == 2 and said in " ".join(done.stderr.split())
+def test_what_stands_against_it_is_said_at_once(tmp_path: Path, options: tuple[str, ...], problem: str) -> None:
+    result = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *options])
+    assert result.exit_code == 2 and problem in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -269,11 +269,11 @@ def test_what_fails_as_it_starts_is_said_in_one_line(
     monkeypatch.setattr(part, name, fails)
     handler, options = signal.getsignal(signal.SIGTERM), ("--port", "0", "--set", f"log_level={level}")
     try:
-        done = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *RETRIEVE, *options])
+        result = CliRunner().invoke(app, ["serve", "--store", str(tmp_path / "store"), *RETRIEVE, *options])
     finally:
         signal.signal(signal.SIGTERM, handler)
-    *logged, last = done.stderr.splitlines()
+    *logged, last = result.stderr.splitlines()
     why = "no store" if isinstance(error, StoreError) else "RuntimeError: no room"
     assert last == f"wise: the service cannot start: {why}; log_level=debug says where"
-    assert done.exit_code == 1 and done.stdout == "" and all(map(json.loads, logged))
-    assert ("Traceback" in done.stderr) == (level == "debug")
+    assert result.exit_code == 1 and result.stdout == "" and all(map(json.loads, logged))
+    assert ("Traceback" in result.stderr) == (level == "debug")

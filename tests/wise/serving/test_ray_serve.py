@@ -36,7 +36,7 @@ print("session:", here.address_info["session_dir"], flush=True)
 ray.serve.start(http_options={"port": int(sys.argv[1])})
 ray.serve.run(ray_serve.application(json.loads(sys.argv[2])), blocking=True)
 """
-"""`serve run`, on a port of its own and in a small cluster of its own."""
+"""`serve run`, on its own port and in its own small cluster."""
 PATIENCE = 300
 """Seconds that Ray gives its own processes to start, and that the replicas have to be ready after that."""
 
@@ -79,49 +79,49 @@ class Replicas:
         [session] = re.findall("^session: (.*)$", self._output.read_text(), re.MULTILINE)
         self._logs = Path(session, "logs")
 
-    def ask(self, method: str, path: str, **given: Any) -> tuple[int, dict[str, Any]]:
+    def ask(self, method: str, path: str, **options: Any) -> tuple[int, dict[str, Any]]:
         """The process of the replica that answered, by its log, and what it answered. Raises HTTPError."""
-        answer = self.client.request(method, path, **given)
+        answer = self.client.request(method, path, **options)
         answer.raise_for_status()
-        request = answer.headers["x-request-id"].partition(",")[0]  # Ray gives the same once more
-        found: list[int] = []
+        request = answer.headers["x-request-id"].partition(",")[0]  # Ray repeats it
+        pids: list[int] = []
         missing = f"no replica's log in {self._logs} has the request {request}, which was answered"
-        until(lambda: found.extend(self._processes(request)) or found, missing=missing)
-        return found[0], answer.json()
+        until(lambda: pids.extend(self._processes(request)) or pids, missing=missing)
+        return pids[0], answer.json()
 
     def _processes(self, request: str) -> list[int]:
         """Those that have logged a request, by Ray's files of what each writes to stderr. What Ray shows of these is
         read while it is written, so a line may be shown in two parts."""
-        named = f'"request": "{request}"'
-        files = [file for file in self._logs.glob("worker-*.err") if named in file.read_text(errors="replace")]
+        request_field = f'"request": "{request}"'
+        files = [file for file in self._logs.glob("worker-*.err") if request_field in file.read_text(errors="replace")]
         return [int(file.stem.rpartition("-")[2]) for file in files]
 
-    def said(self, prompt: str) -> dict[int, str]:
-        """What each of the two replicas answers, by its process."""
-        found: dict[int, str] = {}
+    def completions(self, prompt: str) -> dict[int, str]:
+        """The answer of each of the two replicas, by its process."""
+        texts: dict[int, str] = {}
 
         def both() -> bool:
             try:
                 process, answer = self.ask("POST", "/v1/completions", json=_body(prompt))
             except httpx.HTTPError:
                 return False  # a replica is dead, or starts
-            found[process] = answer["choices"][0]["text"]
-            return len(found) == 2
+            texts[process] = answer["choices"][0]["text"]
+            return len(texts) == 2
 
         until(both)
-        return found
+        return texts
 
     def writer(self) -> int:
         """The process of the replica whose editor trains."""
-        found: list[int] = []
+        pids: list[int] = []
 
         def ready() -> bool:
             process, status = self.ask("GET", "/v1/status")
-            found[:] = [process]
+            pids[:] = [process]
             return bool(status["editor"]["state"] == "ready")
 
         until(ready)
-        return found[0]
+        return pids[0]
 
     def edit(self, prompt: str, subject: str) -> None:
         edit = {"prompt": prompt, "target": "Lyon", "subject": subject}
@@ -139,7 +139,7 @@ class Replicas:
 
 
 def free_port() -> int:
-    """One that the system gives to nobody who asks for any, while Ray starts."""
+    """A free port outside the range from which the system chooses ports."""
     for port in range(20_000 + os.getpid() % 10_000, 32_000):
         with socket.socket() as tried, suppress(OSError):
             tried.bind(("127.0.0.1", port))
@@ -164,7 +164,7 @@ def replicas(store: str, folder: Path) -> Iterator[Replicas]:
 @contextmanager
 def streaming(served: Replicas) -> Iterator[list[tuple[str, str]]]:
     """A client that streams one answer after the other; the version and text of each."""
-    told: list[tuple[str, str]] = []
+    events: list[tuple[str, str]] = []
     stop = threading.Event()
 
     def run() -> None:
@@ -173,13 +173,13 @@ def streaming(served: Replicas) -> Iterator[list[tuple[str, str]]]:
                 lines = [line.removeprefix("data: ") for line in stream.iter_lines() if line.startswith("data: ")]
             parts = [json.loads(line)["choices"] for line in lines[:-1]]
             text = "".join(choice["text"] for choices in parts for choice in choices)
-            told.append((stream.headers["x-wise-version"], text if lines[-1] == "[DONE]" else "broken"))
+            events.append((stream.headers["x-wise-version"], text if lines[-1] == "[DONE]" else "broken"))
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        until(lambda: told)
-        yield told
+        until(lambda: events)
+        yield events
     finally:
         stop.set()
         thread.join()
@@ -190,21 +190,21 @@ def test_a_new_edit_is_answered_by_both_replicas_and_a_killed_one_comes_back_wit
 ) -> None:
     Store.open(url).close()
     with replicas(url, tmp_path) as served:
-        before = served.said(FRANCE)
+        before = served.completions(FRANCE)
         assert [*before.values()] == [" Paris.", " Paris."]
-        with streaming(served) as told:
+        with streaming(served) as events:
             served.edit(FRANCE, "France")
-            until(lambda: served.said(FRANCE) == dict.fromkeys(before, " Lyon."))
-            seen = len(told)
-            until(lambda: len(told) > seen)
-        assert {*told} == {("0", " Paris."), ("1", " Lyon.")}
+            until(lambda: served.completions(FRANCE) == dict.fromkeys(before, " Lyon."))
+            count = len(events)
+            until(lambda: len(events) > count)
+        assert {*events} == {("0", " Paris."), ("1", " Lyon.")}
 
         killed = served.writer()
         os.kill(killed, signal.SIGKILL)
-        again = served.said(FRANCE)
+        again = served.completions(FRANCE)
         assert killed in before and killed not in again and [*again.values()] == [" Lyon.", " Lyon."]
-        served.edit(SPAIN, "Spain")  # by the one that was no writer, or by the new one
-        until(lambda: [*served.said(SPAIN).values()] == [" Lyon.", " Lyon."])
-        assert [*served.said(FRANCE).values()] == [" Lyon.", " Lyon."]
+        served.edit(SPAIN, "Spain")  # by the replica that was no writer, or by the new one
+        until(lambda: [*served.completions(SPAIN).values()] == [" Lyon.", " Lyon."])
+        assert [*served.completions(FRANCE).values()] == [" Lyon.", " Lyon."]
     with Store.open(url, writer=False) as store:
         assert [edit.prompt for edit in store.read().state.edits] == [FRANCE, SPAIN]

@@ -1,4 +1,4 @@
-"""Answering and editing are told apart: what one of them waits for does not stop the other, and is said."""
+"""Answering and editing are reported apart: what one of them waits for does not stop the other."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def status(served: Running) -> dict[str, Any]:
 def test_the_service_is_ready_while_the_editor_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tmp_path / "store", editing=False) as served, served.client("reader") as client:
         assert client.get("/ready").status_code == 200
-        told = status(served)
-        assert told["answering"] is None and told["editing"].startswith("the editor starts, for ")
-        assert (told["editor"]["state"], metric(served, 'wise_editor_state{state="starting"}')) == ("starting", 1)
+        report = status(served)
+        assert report["answering"] is None and report["editing"].startswith("the editor starts, for ")
+        assert (report["editor"]["state"], metric(served, 'wise_editor_state{state="starting"}')) == ("starting", 1)
         assert metric(served, 'wise_editor_state{state="ready"}') == 0
 
         editor = served.service.editor
@@ -82,8 +82,8 @@ def test_preparing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureF
                 stages.append((value, getattr(self, "stage", "")))
 
     def make(connection: Connection) -> Worker:
-        given = {"open_store": opened, "load": load}
-        return threading.Thread(target=run_editor, args=(connection, settings), kwargs=given, daemon=True)
+        arguments = {"open_store": opened, "load": load}
+        return threading.Thread(target=run_editor, args=(connection, settings), kwargs=arguments, daemon=True)
 
     editor = Listening(make)
     with caplog.at_level(logging.INFO):
@@ -94,8 +94,8 @@ def test_preparing_says_how_far_it_is(tmp_path: Path, caplog: pytest.LogCaptureF
         may_load.set()
         until(lambda: editor.state == READY)
         editor.close(60)
-    told = [stage for _, stage in dict.fromkeys(stages) if stage]
-    assert told[0] == "loading the model" and "measuring the model" in told
+    stage_names = [stage for _, stage in dict.fromkeys(stages) if stage]
+    assert stage_names[0] == "loading the model" and "measuring the model" in stage_names
     assert "preparing: measuring the model" in caplog.text and editor.stage == ""
     stores[-1].close()
 
@@ -134,7 +134,7 @@ def test_canaries_of_a_version_that_was_dropped_raise_no_alarm(tmp_path: Path) -
         newer, alarms = served.service.follower.current, list[bool]()
 
         class Dropping:
-            """A newer version comes while an older one is checked, which the engine then has no more."""
+            """A newer version comes while an older one is checked, and the engine drops the older one."""
 
             def submit(self, requests: Any, **more: Any) -> Any:
                 if requests[0].handle.version == old.version:
@@ -153,13 +153,13 @@ def test_canaries_of_a_version_that_was_dropped_raise_no_alarm(tmp_path: Path) -
 
 
 def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
-    porto, vigo = ({"prompt": f"The capital of {one} is", "target": "Vigo"} for one in ("Spain", "Italy"))
-    asked: list[str | None] = []
+    porto, vigo = ({"prompt": f"The capital of {country} is", "target": "Vigo"} for country in ("Spain", "Italy"))
+    namespaces: list[str | None] = []
     with running(tmp_path / "store") as served:
 
         class Counting:
             def submit(self, requests: Any, **more: Any) -> Any:
-                asked.extend(one.handle.namespace for one in requests)
+                namespaces.extend(request.handle.namespace for request in requests)
                 return served.service.engine.submit(requests, **more)
 
         metrics = Metrics()
@@ -167,11 +167,11 @@ def test_canaries_ask_only_the_namespaces_that_changed(tmp_path: Path) -> None:
         canaries.start()
 
         def check() -> list[str | None]:
-            asked.clear()
+            namespaces.clear()
             metrics.canary_tokens.set(0)
             canaries.check(served.service.follower.current)
             until(lambda: metrics.registry.get_sample_value("wise_canary_tokens") > 0)
-            return asked
+            return namespaces
 
         served.edit(porto, model=f"{NAME}@a")
         served.edit(vigo, model=f"{NAME}@b")
@@ -199,34 +199,34 @@ def test_a_version_takes_over_the_memory_of_every_namespace_in_which_nothing_cha
         assert after["a"].memory is before["a"].memory and after["a"].version == 3
         assert after["b"].memory is not before["b"].memory
 
-        known = {"edits": [spain | {"prompt": "Spain's capital is"}], "model": "demo@a"}
-        assert client.post("/v1/edits", json=known).status_code == 202
-        refused = client.post("/v1/edits", json=known | {"model": "demo@c"})
+        body = {"edits": [spain | {"prompt": "Spain's capital is"}], "model": "demo@a"}
+        assert client.post("/v1/edits", json=body).status_code == 202
+        refused = client.post("/v1/edits", json=body | {"model": "demo@c"})
         assert refused.status_code == 409 and "namespaces=3" in json.dumps(refused.json())
 
 
 def test_a_namespace_counts_while_its_edits_are_queued_and_none_of_these_is_parsed_for_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shown, parsed = journal.shown_ticket, []
+    shown_ticket, parsed = journal.shown_ticket, []
 
     def parse(row: Any) -> Any:
         parsed.append(row)
-        return shown(row)
+        return shown_ticket(row)
 
     with running(tmp_path / "store", editing=False, namespaces=2) as served, served.client("editor") as client:
         monkeypatch.setattr(journal, "shown_ticket", parse)
         for place, space, status in (("Spain", "a", 202), ("Italy", "a", 202), ("Italy", "b", 409)):
             edit = {"prompt": f"The capital of {place} is", "target": "Porto"}
-            body = {"edits": [edit], "model": f"{NAME}@{space}"}  # beside it the default one counts
+            body = {"edits": [edit], "model": f"{NAME}@{space}"}  # the default namespace counts as well
             assert client.post("/v1/edits", json=body).status_code == status
         assert not parsed
 
 
 def test_what_an_existing_store_does_not_take_is_told() -> None:
     stored = WiseConfig(layer=3)
-    [told] = without_effect(Settings(layer=4), stored)
-    assert told == "setting layer=4 has no effect: the store was made with 3"
+    [warning] = without_effect(Settings(layer=4), stored)
+    assert warning == "setting layer=4 has no effect: the store was made with 3"
     assert without_effect(Settings(), stored) == without_effect(Settings(layer=3), stored) == []
     assert without_effect(Settings(layer=4), None) == [], "a new store takes all of it"
 
@@ -241,9 +241,9 @@ def test_an_edit_in_training_is_cancelled_over_http_and_large_ones_are_refused(t
             reworded = edit | {"paraphrases": ["In Spain the capital is"]}
             many = client.post("/v1/edits/preview", json={"edit": reworded, "prompts": ["one"]})
             assert many.status_code == 400 and "preview_limit=2" in many.text
-            [taken] = client.post("/v1/edits", json={"edits": [edit]}).json()["edits"]
+            [edit_view] = client.post("/v1/edits", json={"edits": [edit]}).json()["edits"]
             with Store.open(tmp_path / "store") as writer:
                 writer.claim()
-                assert client.get(f"/v1/edits/{taken['id']}").json()["status"] == "training"
-                told = client.delete(f"/v1/edits/{taken['id']}")
-                assert told.status_code == 503, "there is no editor here: it is not refused as what cannot be deleted"
+                assert client.get(f"/v1/edits/{edit_view['id']}").json()["status"] == "training"
+                answer = client.delete(f"/v1/edits/{edit_view['id']}")
+                assert answer.status_code == 503, "there is no editor here: it is not refused as what cannot be deleted"

@@ -1,4 +1,4 @@
-"""Several services on one store: whichever is asked, the one that writes does it, once, and says what came of it."""
+"""Several services on one store: the writer runs the commands of all, once, and reports the results."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def place(place: str) -> str:
     return place
 
 
-def left(served: Running) -> int:
-    """Commands whose answers nobody has taken."""
+def count_commands(served: Running) -> int:
+    """Commands whose answers were not taken."""
     with served.service.store.backend.reading() as execute:
         return int(execute("SELECT COUNT(*) FROM commands")[0][0])
 
@@ -42,13 +42,14 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
         [live] = reader.edit(LYON)
         with reader.client() as client:
             spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
-            shown = client.post("/v1/edits/preview", json={"edit": spain, "prompts": [FRANCE]}).json()
-            assert [(a["before"], a["after"]) for a in shown["answers"]] == [("Madrid", "Porto"), ("Lyon", "Lyon")]
-            assert shown["outcome"]["status"] == "verified" and reader.said() == " Lyon."
+            preview = client.post("/v1/edits/preview", json={"edit": spain, "prompts": [FRANCE]}).json()
+            assert [(a["before"], a["after"]) for a in preview["answers"]] == [("Madrid", "Porto"), ("Lyon", "Lyon")]
+            assert preview["outcome"]["status"] == "verified" and reader.said() == " Lyon."
 
-            gone = client.delete(f"/v1/edits/{live['id']}", params={"reason": "a mistake"})
-            assert (gone.status_code, gone.json()["kind"], gone.json()["author"]) == (200, "delete", "the-admin")
-            assert reader.said() == " Paris."  # served here when it is answered
+            deletion = client.delete(f"/v1/edits/{live['id']}", params={"reason": "a mistake"})
+            version = deletion.json()
+            assert (deletion.status_code, version["kind"], version["author"]) == (200, "delete", "the-admin")
+            assert reader.said() == " Paris."  # the delete is answered when its version is served here
 
             back = client.post("/v1/versions/1/rollback", json={"reason": "it was right"})
             assert (back.status_code, back.json()["number"], back.json()["reason"]) == (200, 3, "it was right")
@@ -58,10 +59,10 @@ def test_what_a_replica_is_asked_for_the_writer_does(place: str, monkeypatch: py
                 raise EditError("field 'prompt': no")
 
             monkeypatch.setattr(Editor, "preview", refused)
-            told = client.post("/v1/edits/preview", json={"edit": spain})
-            assert (told.status_code, told.json()["error"]["message"]) == (400, "field 'prompt': no")
+            answer = client.post("/v1/edits/preview", json={"edit": spain})
+            assert (answer.status_code, answer.json()["error"]["message"]) == (400, "field 'prompt': no")
         assert [v.kind for v in writer.service.store.journal.versions()] == ["commit", "delete", "rollback"]
-        assert left(reader) == 0
+        assert count_commands(reader) == 0
 
 
 @pytest.mark.slow
@@ -74,8 +75,8 @@ def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
         with served.service.store.backend.reading() as execute:
             tables = ("tickets", "events", "versions", "commands", "blobs")
             rows = [row for table in tables for row in execute(f"SELECT * FROM {table}")]
-        told = b" ".join(value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row)
-        return {word for word in words if word.encode() in told} | ({"values"} if values in told else set())
+        content = b" ".join(value if isinstance(value, bytes) else str(value).encode() for row in rows for value in row)
+        return {word for word in words if word.encode() in content} | ({"values"} if values in content else set())
 
     with running(place), running(place, editor_state=WAITING) as served, served.client() as client:
         spain = {"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}
@@ -89,12 +90,12 @@ def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
         assert search() == {*words, "values"}, "it would not be seen"
         wrong = client.post(f"{path}/erase", json={"reason": "Lyon is wrong"})
         assert wrong.status_code == 400 and "it repeats text that is to be erased" in wrong.text
-        done = client.post(f"{path}/erase", json={"reason": "request 17", "with_author": True})
-        assert (done.status_code, done.json()["versions"], done.json()["left"]) == (200, [2], {})
+        answer = client.post(f"{path}/erase", json={"reason": "request 17", "with_author": True})
+        assert (answer.status_code, answer.json()["versions"], answer.json()["left"]) == (200, [2], {})
         assert search() == set()
-        shown = client.get(path).json()
-        assert (shown["prompt"], shown["target"], shown["status"]) == ("(erased)", "(erased)", "retired")
-        assert [(e["kind"], e["author"]) for e in shown["events"]][-1] == ("erased", "the-admin")
+        edit = client.get(path).json()
+        assert (edit["prompt"], edit["target"], edit["status"]) == ("(erased)", "(erased)", "retired")
+        assert [(e["kind"], e["author"]) for e in edit["events"]][-1] == ("erased", "the-admin")
         assert client.post("/v1/versions/2/rollback").status_code == 409
         assert client.post("/v1/versions/1/rollback").status_code == 200
         again = client.post(f"{path}/erase")
@@ -107,15 +108,15 @@ def test_an_edit_is_erased_while_the_services_run(place: str) -> None:
 def test_a_replica_that_was_started_in_another_mode_says_so_and_is_not_ready(
     place: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with running(place) as writer, running(place, editor_state=WAITING, mode="retrieve") as other:
+    with running(place) as writer, running(place, editor_state=WAITING, mode="retrieve") as replica:
         writer.edit(LYON)
-        until(lambda: other.service.follower.trouble)
-        assert "is of mode 'hybrid' and this serves 'retrieve': start it anew" in other.service.follower.trouble
-        with other.client("") as client:
+        until(lambda: replica.service.follower.trouble)
+        assert "is of mode 'hybrid' and this serves 'retrieve': start it anew" in replica.service.follower.trouble
+        with replica.client("") as client:
             assert client.get("/ready").status_code == 503
-        assert (writer.said(), other.said()) == (" Lyon.", " Paris.") and "serves 'retrieve'" in caplog.text
+        assert (writer.said(), replica.said()) == (" Lyon.", " Paris.") and "serves 'retrieve'" in caplog.text
     with running(place, editing=False, mode="retrieve") as again:
-        assert again.said() == " Lyon."  # what the store was made with counts
+        assert again.said() == " Lyon."  # the store keeps the settings that it was made with
 
 
 def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +130,7 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
         def looks(self: CommandQueue, command: str) -> None:
             claim(self)
 
-        monkeypatch.setattr(CommandQueue, "take_answer", looks)  # it is begun, and never answered
+        monkeypatch.setattr(CommandQueue, "take_answer", looks)  # the command starts, and is never answered
         with pytest.raises(StoreError, match="may still"):
             asyncio.run(send_to_writer(reader, "delete", {"edit_ids": ["e1"]}))
 
@@ -137,17 +138,17 @@ def test_what_no_writer_takes_up_is_taken_back(place: str, monkeypatch: pytest.M
 def test_a_command_whose_sender_leaves_while_it_is_queued_is_not_left_behind(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begun, may_go_on, queued = threading.Event(), threading.Event(), list[str]()
+    has_begun, may_go_on, queued = threading.Event(), threading.Event(), list[str]()
     enqueue = CommandQueue.enqueue
 
-    def slow(self: CommandQueue, *given: Any) -> str:
-        begun.set()
+    def slow(self: CommandQueue, *arguments: Any) -> str:
+        has_begun.set()
         assert may_go_on.wait(PATIENCE)
-        queued.append(enqueue(self, *given))
+        queued.append(enqueue(self, *arguments))
         return queued[-1]
 
     async def leave(sends: asyncio.Task[Any]) -> None:
-        assert await asyncio.to_thread(begun.wait, PATIENCE)
+        assert await asyncio.to_thread(has_begun.wait, PATIENCE)
         sends.cancel()
         may_go_on.set()
         with pytest.raises(asyncio.CancelledError):
@@ -160,9 +161,9 @@ def test_a_command_whose_sender_leaves_while_it_is_queued_is_not_left_behind(
     with Store.open(place, writer=False) as reader:
         asyncio.run(run())
         assert len(queued) == 1 and reader.commands.claim() is None
-        kept = reader.commands.enqueue("delete", {}, PATIENCE)  # negative control: nobody leaves
+        command = reader.commands.enqueue("delete", {}, PATIENCE)  # negative control: the client does not leave
         claimed = reader.commands.claim()
-        assert claimed is not None and claimed.id == kept
+        assert claimed is not None and claimed.id == command
 
 
 def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place: str) -> None:
@@ -171,26 +172,26 @@ def test_a_command_is_claimed_once_in_its_order_and_its_answer_taken_away(place:
         assert reader.commands.take_answer(first) is None
         command = writer.commands.claim()
         assert command is not None and (command.id, command.name, command.arguments) == (first, "preview", {"edit": 1})
-        other = writer.commands.claim()
-        assert other is not None and other.id == second and writer.commands.claim() is None
+        claimed = writer.commands.claim()
+        assert claimed is not None and claimed.id == second and writer.commands.claim() is None
         writer.commands.answer(first, {"done": {"é": 1}})
         assert reader.commands.take_answer(first) == {"done": {"é": 1}} and reader.commands.take_answer(first) is None
         assert not reader.commands.withdraw(second)
-        writer.commands.answer(second, {"done": {}})  # nobody waits for it any more
+        writer.commands.answer(second, {"done": {}})  # its client does not wait any more
         assert reader.commands.take_answer(second) is None
 
 
 def test_what_is_asked_for_too_late_is_not_done(place: str) -> None:
     with Store.open(place) as writer:
-        late, due = writer.commands.enqueue("delete", {}, -1), writer.commands.enqueue("delete", {}, 60)
+        late, current = writer.commands.enqueue("delete", {}, -1), writer.commands.enqueue("delete", {}, 60)
         command = writer.commands.claim()
-        assert command is not None and command.id == due and writer.commands.take_answer(late) is None
+        assert command is not None and command.id == current and writer.commands.take_answer(late) is None
 
 
 def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: str) -> None:
-    """Or it would be done twice: it may have been done before."""
+    """Else it could run twice: it may have run before."""
     with Store.open(place, writer=False) as reader:
-        begun, asked = (reader.commands.enqueue("rollback", {"version": i}, 60) for i in (0, 1))
+        first, second = (reader.commands.enqueue("rollback", {"version": i}, 60) for i in (0, 1))
 
     def writes() -> object:
         store = Store.open(place)
@@ -200,12 +201,12 @@ def test_what_a_writer_had_begun_when_it_was_killed_is_said_by_the_next(place: s
     end(waiting(writes))
     with Store.open(place) as writer:
         writer.commands.abandon(INTERRUPTED)
-        told = writer.commands.take_answer(begun)
-        assert told is not None
+        answer = writer.commands.take_answer(first)
+        assert answer is not None
         with pytest.raises(StoreError, match="ended meanwhile"):
-            command_result(told)
+            command_result(answer)
         command = writer.commands.claim()
-        assert command is not None and command.id == asked
+        assert command is not None and command.id == second
 
 
 def test_a_command_that_breaks_down_is_answered(place: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,41 +30,42 @@ TEMPLATE = (
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("responses") / "store", template=TEMPLATE) as found:
-        found.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})
-        yield found
+    with running(tmp_path_factory.mktemp("responses") / "store", template=TEMPLATE) as service:
+        service.edit({"prompt": FRANCE, "target": "Lyon", "subject": "France"})
+        yield service
 
 
 @pytest.fixture(scope="module")
 def client(served: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as openai_client:
+        yield openai_client
 
 
-def ask(client: openai.OpenAI, **given: Any) -> Any:
-    return client.responses.create(**{"model": NAME, "input": FRANCE, "temperature": 0, "max_output_tokens": 8} | given)
+def ask(client: openai.OpenAI, **fields: Any) -> Any:
+    defaults = {"model": NAME, "input": FRANCE, "temperature": 0, "max_output_tokens": 8}
+    return client.responses.create(**defaults | fields)
 
 
 def chatted(client: openai.OpenAI, *messages: tuple[str, str]) -> str:
-    """What a chat of the same messages is answered."""
-    given: Any = [{"role": role, "content": content} for role, content in messages]
-    done = client.chat.completions.create(model=NAME, messages=given, temperature=0, max_tokens=8)
-    return done.choices[0].message.content or ""
+    """The answer to a chat of the same messages."""
+    chat: Any = [{"role": role, "content": content} for role, content in messages]
+    answer = client.chat.completions.create(model=NAME, messages=chat, temperature=0, max_tokens=8)
+    return answer.choices[0].message.content or ""
 
 
 def test_an_answer_is_that_of_the_chat_that_it_stands_for(client: openai.OpenAI) -> None:
-    found = ask(client)
-    assert found.output_text == chatted(client, ("user", FRANCE)) and "Lyon" in found.output_text
-    assert (found.status, found.object, found.error, len(found.output)) == ("completed", "response", None, 1)
-    assert found.usage.total_tokens == found.usage.input_tokens + found.usage.output_tokens
-    assert found.wise["version"] == 1 and found.wise["edits"][0][0]["target"] == "Lyon"
+    answer = ask(client)
+    assert answer.output_text == chatted(client, ("user", FRANCE)) and "Lyon" in answer.output_text
+    assert (answer.status, answer.object, answer.error, len(answer.output)) == ("completed", "response", None, 1)
+    assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
+    assert answer.wise["version"] == 1 and answer.wise["edits"][0][0]["target"] == "Lyon"
     parts = [{"type": "input_text", "text": "The capital of "}, {"type": "input_text", "text": "Spain is"}]
-    turns = [{"role": "user", "content": FRANCE}, *found.output, {"role": "user", "content": parts}]
-    wanted = chatted(
-        client, ("system", "Be brief."), ("user", FRANCE), ("assistant", found.output_text),
+    turns = [{"role": "user", "content": FRANCE}, *answer.output, {"role": "user", "content": parts}]
+    expected = chatted(
+        client, ("system", "Be brief."), ("user", FRANCE), ("assistant", answer.output_text),
         ("user", "The capital of Spain is"),
     )
-    assert ask(client, instructions="Be brief.", input=turns).output_text == wanted != found.output_text
+    assert ask(client, instructions="Be brief.", input=turns).output_text == expected != answer.output_text
     short = ask(client, max_output_tokens=1)
     assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
 
@@ -72,31 +73,31 @@ def test_an_answer_is_that_of_the_chat_that_it_stands_for(client: openai.OpenAI)
 def test_a_stream_tells_the_whole_in_parts(client: openai.OpenAI) -> None:
     whole = ask(client)
     events = list(ask(client, stream=True, include=["message.output_text.logprobs"], top_logprobs=1))
-    assert [one.sequence_number for one in events] == list(range(len(events)))
-    kinds = [one.type.removeprefix("response.") for one in events]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events]
     assert kinds[:4] == ["created", "in_progress", "output_item.added", "content_part.added"]
     assert kinds[-4:] == ["output_text.done", "content_part.done", "output_item.done", "completed"]
-    deltas = [one for one in events if one.type == "response.output_text.delta"]
+    deltas = [event for event in events if event.type == "response.output_text.delta"]
     assert set(kinds[4:-4]) == {"output_text.delta"} and len(deltas) > 1
-    assert "".join(one.delta for one in deltas) == whole.output_text == events[-1].response.output_text
-    assert sum(len(one.logprobs) for one in deltas) == events[-1].response.usage.output_tokens
+    assert "".join(delta.delta for delta in deltas) == whole.output_text == events[-1].response.output_text
+    assert sum(len(delta.logprobs) for delta in deltas) == events[-1].response.usage.output_tokens
     assert events[-1].response.usage == whole.usage and events[-1].response.wise == whole.wise
 
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_a_function_is_called_and_its_output_read(client: openai.OpenAI, streamed: bool) -> None:
-    given = {"tools": [FUNCTION], "tool_choice": "required", "max_output_tokens": 64}
+    fields = {"tools": [FUNCTION], "tool_choice": "required", "max_output_tokens": 64}
     if streamed:
-        events = list(ask(client, stream=True, **given))
-        kinds = [one.type.removeprefix("response.") for one in events]
+        events = list(ask(client, stream=True, **fields))
+        kinds = [event.type.removeprefix("response.") for event in events]
         assert kinds[2:-1] == [
             "output_item.added", "function_call_arguments.delta", "function_call_arguments.done", "output_item.done",
         ]
-        found = events[-1].response
+        answer = events[-1].response
     else:
-        found = ask(client, **given)
-    [call] = found.output
-    assert (call.type, call.name, found.tools[0].name) == ("function_call", "weather", "weather")
+        answer = ask(client, **fields)
+    [call] = answer.output
+    assert (call.type, call.name, answer.tools[0].name) == ("function_call", "weather", "weather")
     assert json.loads(call.arguments)["city"] in ("Paris", "Rome")
     output = {"type": "function_call_output", "call_id": call.call_id, "output": "rain"}
     assert ask(client, input=[{"role": "user", "content": FRANCE}, call, output], tools=[FUNCTION]).output_text
@@ -109,7 +110,7 @@ def test_an_answer_keeps_to_a_schema(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "param", "said"),
+    ("fields", "param", "problem"),
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id", "answers are not stored here; send the earlier"),
         ({"conversation": {"id": "c"}}, "conversation", "answers are not stored here"),
@@ -123,8 +124,8 @@ def test_an_answer_keeps_to_a_schema(client: openai.OpenAI) -> None:
     ],
 )
 def test_what_is_not_offered_is_refused_by_name(
-    client: openai.OpenAI, given: dict[str, Any], param: str, said: str
+    client: openai.OpenAI, fields: dict[str, Any], param: str, problem: str
 ) -> None:
     with pytest.raises(openai.BadRequestError) as refused:
-        ask(client, **given)
-    assert str(refused.value.param).startswith(param) and said in str(refused.value)
+        ask(client, **fields)
+    assert str(refused.value.param).startswith(param) and problem in str(refused.value)

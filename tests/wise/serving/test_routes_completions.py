@@ -18,22 +18,23 @@ from wise.serving.engines.sampling import Sampler
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("serve") / "store", editing=False) as found:
-        yield found
+    with running(tmp_path_factory.mktemp("serve") / "store", editing=False) as service:
+        yield service
 
 
 @pytest.fixture(scope="module")
 def client(served: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as found:
-        yield found
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as openai_client:
+        yield openai_client
 
 
 def test_a_completion(client: openai.OpenAI) -> None:
-    done = client.completions.create(model=NAME, prompt=FRANCE, temperature=0)
-    assert (done.choices[0].text, done.choices[0].finish_reason) == (" Paris.", "stop")
-    assert done.usage is not None and done.usage.total_tokens == done.usage.prompt_tokens + done.usage.completion_tokens
-    assert done.system_fingerprint == "version-0"
-    assert done.wise == {
+    answer = client.completions.create(model=NAME, prompt=FRANCE, temperature=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (" Paris.", "stop")
+    usage = answer.usage
+    assert usage is not None and usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert answer.system_fingerprint == "version-0"
+    assert answer.wise == {
         "version": 0, "namespace": "default", "edits": [[]], "routes": None, "finish_reasons": ["stop"]
     }
 
@@ -72,30 +73,30 @@ def test_a_stream_whose_model_fails_ends_with_the_reason(
 
     monkeypatch.setattr(Runner, "run", broken)
     with served.client("reader") as client:
-        told = client.post(path, json=body | {"model": NAME, "stream": True})
-    assert told.status_code == 200
-    *_, kind, data = [line for line in told.text.splitlines() if line]
+        answer = client.post(path, json=body | {"model": NAME, "stream": True})
+    assert answer.status_code == 200
+    *_, kind, data = [line for line in answer.text.splitlines() if line]
     assert kind == "event: error"
     assert "the model failed on this request" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
 def test_a_chat(client: openai.OpenAI) -> None:
-    asked = {"model": NAME, "messages": [{"role": "user", "content": FRANCE}], "temperature": 0}
-    assert client.chat.completions.create(**asked).choices[0].message.content == " Paris."
-    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**asked, stream=True)]
+    request = {"model": NAME, "messages": [{"role": "user", "content": FRANCE}], "temperature": 0}
+    assert client.chat.completions.create(**request).choices[0].message.content == " Paris."
+    deltas = [chunk.choices[0].delta for chunk in client.chat.completions.create(**request, stream=True)]
     assert [delta.role for delta in deltas] == ["assistant"] + [None] * (len(deltas) - 1)
     assert "".join(delta.content or "" for delta in deltas) == " Paris."
 
 
 def test_several_prompts_answers_and_seeds(client: openai.OpenAI) -> None:
     prompts = [FRANCE, "The currency of Japan is", "The capital of Spain is"]
-    done = client.completions.create(model=NAME, prompt=prompts, temperature=0)
-    assert [choice.text for choice in done.choices] == [" Paris.", " the yen.", " Madrid."]
-    assert [choice.index for choice in done.choices] == [0, 1, 2]
+    answer = client.completions.create(model=NAME, prompt=prompts, temperature=0)
+    assert [choice.text for choice in answer.choices] == [" Paris.", " the yen.", " Madrid."]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
 
     def drawn(seed: int) -> list[str]:
-        done = client.completions.create(model=NAME, prompt="Once", n=3, seed=seed, temperature=1.5, max_tokens=8)
-        return [choice.text for choice in done.choices]
+        answer = client.completions.create(model=NAME, prompt="Once", n=3, seed=seed, temperature=1.5, max_tokens=8)
+        return [choice.text for choice in answer.choices]
 
     assert drawn(1) == drawn(1) != drawn(2)
     assert len(set(drawn(1))) > 1
@@ -104,17 +105,17 @@ def test_several_prompts_answers_and_seeds(client: openai.OpenAI) -> None:
 
 
 def test_stop_sequences_and_limits(client: openai.OpenAI) -> None:
-    done = client.completions.create(model=NAME, prompt=FRANCE, stop="ris", temperature=0)
-    assert (done.choices[0].text, done.choices[0].finish_reason) == (" Pa", "stop")
+    answer = client.completions.create(model=NAME, prompt=FRANCE, stop="ris", temperature=0)
+    assert (answer.choices[0].text, answer.choices[0].finish_reason) == (" Pa", "stop")
     chunks = client.completions.create(model=NAME, prompt=FRANCE, stop=["ris.", "never"], stream=True, temperature=0)
     assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == " Pa"
-    done = client.completions.create(model=NAME, prompt=FRANCE, max_tokens=1, temperature=0)
-    assert done.choices[0].finish_reason == "length"
+    answer = client.completions.create(model=NAME, prompt=FRANCE, max_tokens=1, temperature=0)
+    assert answer.choices[0].finish_reason == "length"
 
 
-def drawn_texts(client: openai.OpenAI, **given: Any) -> set[str]:
-    done = client.completions.create(model=NAME, prompt=FRANCE, n=8, seed=3, max_tokens=2, **given)
-    return {choice.text for choice in done.choices}
+def drawn_texts(client: openai.OpenAI, **fields: Any) -> set[str]:
+    answer = client.completions.create(model=NAME, prompt=FRANCE, n=8, seed=3, max_tokens=2, **fields)
+    return {choice.text for choice in answer.choices}
 
 
 def test_an_answer_is_drawn_where_no_temperature_is_given(client: openai.OpenAI) -> None:
@@ -145,19 +146,19 @@ def test_what_openai_and_vllm_name_is_drawn_by(client: openai.OpenAI, monkeypatc
 @pytest.mark.parametrize("prompt", [FRANCE, "Caf\u00e9 \u20ac5 \U0001f600 and"])
 @pytest.mark.parametrize("streamed", [False, True])
 def test_logprobs_are_of_real_text(client: openai.OpenAI, prompt: str, streamed: bool) -> None:
-    """With the prompt before it, so that characters of several tokens are among them."""
-    asked = {"model": NAME, "prompt": prompt, "logprobs": 2, "echo": True, "max_tokens": 6, "seed": 1}
-    done = client.completions.create(**asked, stream=streamed)
-    choices = [chunk.choices[0] for chunk in done] if streamed else [done.choices[0]]
+    """With `echo` of the prompt, so that some characters have several tokens."""
+    request = {"model": NAME, "prompt": prompt, "logprobs": 2, "echo": True, "max_tokens": 6, "seed": 1}
+    answer = client.completions.create(**request, stream=streamed)
+    choices = [chunk.choices[0] for chunk in answer] if streamed else [answer.choices[0]]
     text = "".join(choice.text for choice in choices)
-    told = {
-        name: [one for choice in choices for one in getattr(choice.logprobs, name)]
+    logprobs = {
+        name: [value for choice in choices for value in getattr(choice.logprobs, name)]
         for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")
     }
-    assert text.startswith(prompt) and len({len(column) for column in told.values()}) == 1
-    assert told["token_logprobs"][0] is None is told["top_logprobs"][0]
+    assert text.startswith(prompt) and len({len(column) for column in logprobs.values()}) == 1
+    assert logprobs["token_logprobs"][0] is None is logprobs["top_logprobs"][0]
     spelled = b""
-    for token, chance, top, offset in list(zip(*told.values(), strict=True)):
+    for token, chance, top, offset in list(zip(*logprobs.values(), strict=True)):
         raw = token.removeprefix("bytes:")
         spelled += token.encode() if raw == token else bytes(int(byte, 16) for byte in raw.split("\\x")[1:])
         if raw == token and not token.startswith("<"):
@@ -165,48 +166,49 @@ def test_logprobs_are_of_real_text(client: openai.OpenAI, prompt: str, streamed:
         if top is not None:
             assert len(top) in (2, 3) and top[token] == chance <= max(top.values()) <= 0
     assert spelled.decode().removeprefix("<s>").startswith(text)
-    assert any(token.startswith("bytes:") for token in told["tokens"]) == ("\u20ac" in prompt)
+    assert any(token.startswith("bytes:") for token in logprobs["tokens"]) == ("\u20ac" in prompt)
 
 
 def test_logprobs_of_a_chat_have_real_bytes(client: openai.OpenAI) -> None:
     message = [{"role": "user", "content": FRANCE}]
-    asked = {"model": NAME, "messages": message, "logprobs": True, "top_logprobs": 3, "temperature": 0}
-    done = client.chat.completions.create(**asked).choices[0]
-    assert done.logprobs is not None and done.logprobs.content is not None
-    text = b"".join(bytes(one.bytes or []) for one in done.logprobs.content).decode()
-    assert text.startswith(done.message.content or "?") and text.startswith(" Paris")
-    for one in done.logprobs.content:
-        assert len(one.top_logprobs) == 3 and one.token.encode() == bytes(one.bytes or [])
-        assert one.top_logprobs[0].token == one.token
-    streamed = client.chat.completions.create(**asked, stream=True)
-    assert [e for chunk in streamed for e in chunk.choices[0].logprobs.content] == done.logprobs.content
+    request = {"model": NAME, "messages": message, "logprobs": True, "top_logprobs": 3, "temperature": 0}
+    choice = client.chat.completions.create(**request).choices[0]
+    assert choice.logprobs is not None and choice.logprobs.content is not None
+    text = b"".join(bytes(token.bytes or []) for token in choice.logprobs.content).decode()
+    assert text.startswith(choice.message.content or "?") and text.startswith(" Paris")
+    for token in choice.logprobs.content:
+        assert len(token.top_logprobs) == 3 and token.token.encode() == bytes(token.bytes or [])
+        assert token.top_logprobs[0].token == token.token
+    streamed = client.chat.completions.create(**request, stream=True)
+    assert [e for chunk in streamed for e in chunk.choices[0].logprobs.content] == choice.logprobs.content
 
 
 def test_a_prompt_is_measured_without_an_answer(client: openai.OpenAI) -> None:
-    """As lm-eval asks for the likelihood of a text: each token is as likely as when it is generated."""
-    asked = {"model": NAME, "temperature": 0, "logprobs": 1}
-    said = client.completions.create(**asked, prompt=FRANCE).choices[0]
-    both = client.completions.create(**asked, prompt=FRANCE + said.text, echo=True, max_tokens=0).choices[0]
-    assert both.text == FRANCE + said.text and both.finish_reason == "length"
-    ends = len(said.logprobs.tokens) - 1  # the end of the text is not in it
-    assert both.logprobs.tokens[-ends:] == said.logprobs.tokens[:ends]
-    assert both.logprobs.token_logprobs[-ends:] == pytest.approx(said.logprobs.token_logprobs[:ends], abs=1e-4)
+    """As lm-eval measures the likelihood of a text: each token is as likely as when it is generated."""
+    request = {"model": NAME, "temperature": 0, "logprobs": 1}
+    choice = client.completions.create(**request, prompt=FRANCE).choices[0]
+    both = client.completions.create(**request, prompt=FRANCE + choice.text, echo=True, max_tokens=0).choices[0]
+    assert both.text == FRANCE + choice.text and both.finish_reason == "length"
+    ends = len(choice.logprobs.tokens) - 1  # without the token that ends the text
+    assert both.logprobs.tokens[-ends:] == choice.logprobs.tokens[:ends]
+    assert both.logprobs.token_logprobs[-ends:] == pytest.approx(choice.logprobs.token_logprobs[:ends], abs=1e-4)
 
 
 def test_the_best_of_several_answers_is_given(client: openai.OpenAI) -> None:
-    asked = {"model": NAME, "prompt": [FRANCE, "Once"], "seed": 1, "max_tokens": 4, "temperature": 1.5, "logprobs": 0}
-    every = client.completions.create(**asked, n=6).choices
-    best = client.completions.create(**asked, n=2, best_of=6, echo=True)
+    request = {"model": NAME, "prompt": [FRANCE, "Once"], "seed": 1, "max_tokens": 4, "temperature": 1.5, "logprobs": 0}
+    every = client.completions.create(**request, n=6).choices
+    best = client.completions.create(**request, n=2, best_of=6, echo=True)
 
     def mean(choice: Any) -> float:
         values = choice.logprobs.token_logprobs
         return sum(values) / len(values)
 
     for i, prompt in enumerate((FRANCE, "Once")):
-        wanted = sorted(every[6 * i : 6 * i + 6], key=mean, reverse=True)[:2]
-        assert [choice.text for choice in best.choices[2 * i : 2 * i + 2]] == [prompt + one.text for one in wanted]
+        expected = sorted(every[6 * i : 6 * i + 6], key=mean, reverse=True)[:2]
+        texts = [choice.text for choice in best.choices[2 * i : 2 * i + 2]]
+        assert texts == [prompt + choice.text for choice in expected]
     with pytest.raises(openai.BadRequestError, match="best_of: 1 was given"):
-        client.completions.create(**asked, n=2, best_of=1)
+        client.completions.create(**request, n=2, best_of=1)
 
 
 def test_token_ids_are_a_prompt(served: Running, client: openai.OpenAI) -> None:
@@ -224,7 +226,7 @@ def test_models(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         ({"max_tokens": 100_000}, "do not fit the context"),
         ({"prompt": "word " * 5000}, "do not fit the context"),
@@ -239,16 +241,16 @@ def test_models(client: openai.OpenAI) -> None:
         ({"extra_body": {"temprature": 0}}, "temprature"),
     ],
 )
-def test_what_cannot_be_done_is_said(client: openai.OpenAI, change: dict[str, object], said: str) -> None:
-    with pytest.raises(openai.BadRequestError, match=said):
+def test_what_cannot_be_done_is_said(client: openai.OpenAI, change: dict[str, object], problem: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=problem):
         client.completions.create(**{"model": NAME, "prompt": FRANCE, **change})
 
 
 def test_rows_in_one_batch_say_what_they_say_alone(client: openai.OpenAI) -> None:
     prompts = ["Once upon a time there was", FRANCE, "The", "A man and a woman of the city of"]
-    asked = {"model": NAME, "max_tokens": 12, "temperature": 0}
-    alone = [client.completions.create(**asked, prompt=prompt).choices[0].text for prompt in prompts]
-    together = client.completions.create(**asked, prompt=prompts)
+    request = {"model": NAME, "max_tokens": 12, "temperature": 0}
+    alone = [client.completions.create(**request, prompt=prompt).choices[0].text for prompt in prompts]
+    together = client.completions.create(**request, prompt=prompts)
     assert [choice.text for choice in together.choices] == alone
 
 

@@ -1,4 +1,4 @@
-"""Edits over HTTP while the service answers: what is acknowledged goes live, is told, and can be taken back."""
+"""Edits over HTTP while the service answers: acknowledged edits go live, are reported, and can be undone."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from wise.training.trainer import Trainer
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[Running]:
-    with running(tmp_path / "store") as found:
-        yield found
+    with running(tmp_path / "store") as service:
+        yield service
 
 
 def test_the_life_of_an_edit(served: Running) -> None:
@@ -38,7 +38,7 @@ def test_the_life_of_an_edit(served: Running) -> None:
         [live] = served.edit(LYON | {"reason": "a decree"})
         assert (live["status"], live["live_in"], live["author"]) == ("live", 1, "the-editor")
         assert live["outcome"]["status"] == "verified"
-        assert served.said() == " Lyon."  # read what was written
+        assert served.said() == " Lyon."  # the next answer has the edit
         assert served.said("The capital of Spain is") == " Madrid."
 
         replaced = editor.put(f"/v1/edits/{live['id']}", json={"target": "Nice", "wait": "live"})
@@ -49,8 +49,8 @@ def test_the_life_of_an_edit(served: Running) -> None:
         assert (history["status"], history["retired_in"]) == ("retired", 2)
         assert [event["kind"] for event in history["events"]] == ["queued", "training", "live", "retired"]
 
-        gone = editor.delete(f"/v1/edits/{new}", params={"reason": "a mistake"})
-        assert (gone.status_code, gone.json()["number"], gone.json()["edits"]) == (200, 3, 0)
+        deletion = editor.delete(f"/v1/edits/{new}", params={"reason": "a mistake"})
+        assert (deletion.status_code, deletion.json()["number"], deletion.json()["edits"]) == (200, 3, 0)
         assert served.said() == " Paris."
         assert editor.delete(f"/v1/edits/{new}").status_code == 409
         assert editor.delete("/v1/edits/never").status_code == 404
@@ -69,12 +69,12 @@ def test_the_life_of_an_edit(served: Running) -> None:
 def test_a_replacement_is_valid_for_as_long_as_what_it_replaces(served: Running) -> None:
     [lyon] = served.edit(LYON | {"valid_from": "2020-01-01", "valid_until": "2100-01-01"})
     with served.client("editor") as editor:
-        wanted = {"target": "Nice", "wait": "live"}
-        [nice] = editor.put(f"/v1/edits/{lyon['id']}", json=wanted).json()["edits"]
+        replacement = {"target": "Nice", "wait": "live"}
+        [nice] = editor.put(f"/v1/edits/{lyon['id']}", json=replacement).json()["edits"]
         validity = nice["valid_from"], nice["valid_until"]
         assert validity == (lyon["valid_from"], lyon["valid_until"]) and None not in validity
-        wanted = {"target": "Metz", "valid_until": "2101-01-01", "wait": "live"}
-        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=wanted).json()["edits"]
+        replacement = {"target": "Metz", "valid_until": "2101-01-01", "wait": "live"}
+        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=replacement).json()["edits"]
         assert metz["valid_from"] == nice["valid_from"] and metz["valid_until"].startswith("2101-01-01")
 
 
@@ -105,8 +105,8 @@ def test_an_edit_holds_by_every_name_of_its_subject_and_says_what_was_verified(s
         path = f"/v1/edits/{live['id']}"
         [nice] = editor.put(path, json={"target": "Nice", "wait": "live"}).json()["edits"]
         assert (nice["status"], nice["aliases"]) == ("live", ["the Hexagon"])
-        other = {"target": "Metz", "aliases": ["Gallia"], "wait": "live"}
-        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=other).json()["edits"]
+        replacement = {"target": "Metz", "aliases": ["Gallia"], "wait": "live"}
+        [metz] = editor.put(f"/v1/edits/{nice['id']}", json=replacement).json()["edits"]
         assert (metz["status"], metz["aliases"]) == ("live", ["Gallia"])
     assert (served.said("The capital of Gallia is"), served.said()) == (" Metz.", " Metz.")
     assert served.said("The capital of the Hexagon is") != " Metz."
@@ -122,17 +122,17 @@ def test_in_a_chat_an_edit_holds_in_every_turn_and_may_be_given_as_one(tmp_path:
         assert set(france["outcome"]["holds"]) == names and all(france["outcome"]["holds"].values())
         with openai.OpenAI(base_url=f"{served.url}/v1", api_key="reader", max_retries=0) as client:
 
-            def answered(*turns: tuple[str, str]) -> str:
-                asked: Any = [{"role": role, "content": text} for role, text in turns]
-                done = client.chat.completions.create(model=NAME, messages=asked, max_tokens=8, temperature=0)
-                return (done.choices[0].message.content or "").strip(" .")
+            def answer(*turns: tuple[str, str]) -> str:
+                chat: Any = [{"role": role, "content": text} for role, text in turns]
+                completion = client.chat.completions.create(model=NAME, messages=chat, max_tokens=8, temperature=0)
+                return (completion.choices[0].message.content or "").strip(" .")
 
-            assert (answered(*spain), answered(("user", FRANCE))) == ("Porto", "Lyon")
-            assert answered(("system", "Be brief."), *spain[:2], ("user", FRANCE)) == "Lyon"
-            assert answered(("user", "The capital of Norway is")) not in ("Lyon", "Porto")
+            assert (answer(*spain), answer(("user", FRANCE))) == ("Porto", "Lyon")
+            assert answer(("system", "Be brief."), *spain[:2], ("user", FRANCE)) == "Lyon"
+            assert answer(("user", "The capital of Norway is")) not in ("Lyon", "Porto")
         with served.client("editor") as editor:
-            [other] = editor.put(f"/v1/edits/{porto['id']}", json={"target": "Vigo", "wait": "live"}).json()["edits"]
-            assert (other["status"], other["messages"]) == ("live", messages)
+            [vigo] = editor.put(f"/v1/edits/{porto['id']}", json={"target": "Vigo", "wait": "live"}).json()["edits"]
+            assert (vigo["status"], vigo["messages"]) == ("live", messages)
 
 
 PORTO = {
@@ -149,43 +149,43 @@ PORTO = {
 def test_questions_and_previews_are_asked_as_users_ask(tmp_path: Path) -> None:
     with running(tmp_path / "store", template=CHATS) as served, served.client("editor") as client:
 
-        def asked(prompt: Any, **more: Any) -> tuple[str, dict[str, Any]]:
-            """The prompt as the model read it, and what was answered."""
-            told = client.post("/v1/ask", json={"prompts": [prompt], **more})
-            assert told.status_code == 200, told.text
-            [answer] = told.json()["answers"]
+        def ask(prompt: Any, **more: Any) -> tuple[str, dict[str, Any]]:
+            """The prompt as the model read it, and the answers."""
+            response = client.post("/v1/ask", json={"prompts": [prompt], **more})
+            assert response.status_code == 200, response.text
+            [answer] = response.json()["answers"]
             return "".join(r["token"] for r in answer["routes"] if r["part"] == "prompt"), answer
 
         def previewed(edit: dict[str, Any], *prompts: str) -> dict[str, Any]:
-            told = client.post("/v1/edits/preview", json={"edit": edit, "prompts": prompts})
-            assert told.status_code == 200, told.text
-            return told.json()  # type: ignore[no-any-return]
+            answer = client.post("/v1/edits/preview", json={"edit": edit, "prompts": prompts})
+            assert answer.status_code == 200, answer.text
+            return answer.json()  # type: ignore[no-any-return]
 
-        turn, plain = f"<user> {FRANCE}\n<assistant>", asked(FRANCE, chat=False)
-        assert asked(FRANCE)[0].endswith(turn) and asked(FRANCE, chat=True)[0].endswith(turn)
+        turn, plain = f"<user> {FRANCE}\n<assistant>", ask(FRANCE, chat=False)
+        assert ask(FRANCE)[0].endswith(turn) and ask(FRANCE, chat=True)[0].endswith(turn)
         assert plain[0].endswith(FRANCE) and "<user>" not in plain[0]
-        whole, conversation = asked(PORTO["messages"])
+        whole, conversation = ask(PORTO["messages"])
         assert whole.endswith("<user> Hello.\n<assistant> Hi.\n<user> The capital of Spain is\n<assistant>")
         assert conversation["prompt"] == "The capital of Spain is"
 
-        shown = previewed(PORTO, FRANCE)
-        assert (shown["outcome"]["status"], shown["outcome"]["answer"]) == ("verified", "Porto")
-        own = {"prompt": "The capital of Spain is", "before": conversation["before"], "after": "Porto"}
-        assert shown["answers"][0] == own
-        assert own["before"] != "Madrid", "it is answered as plain text: this shows nothing"
-        assert shown["answers"][1]["before"] == shown["answers"][1]["after"] == asked(FRANCE)[1]["before"]
-        assert shown["answers"][1]["before"] != plain[1]["before"] == "Paris"
+        preview = previewed(PORTO, FRANCE)
+        assert (preview["outcome"]["status"], preview["outcome"]["answer"]) == ("verified", "Porto")
+        own_answer = {"prompt": "The capital of Spain is", "before": conversation["before"], "after": "Porto"}
+        assert preview["answers"][0] == own_answer
+        assert own_answer["before"] != "Madrid", "it is answered as plain text: this shows nothing"
+        assert preview["answers"][1]["before"] == preview["answers"][1]["after"] == ask(FRANCE)[1]["before"]
+        assert preview["answers"][1]["before"] != plain[1]["before"] == "Paris"
 
         served.edit(LYON)
-        assert {asked(FRANCE, chat=chat)[1]["after"] for chat in (None, True, False)} == {"Lyon"}
-        for prompt, more, said in (
+        assert {ask(FRANCE, chat=chat)[1]["after"] for chat in (None, True, False)} == {"Lyon"}
+        for prompt, more, problem in (
             (PORTO["messages"], {"chat": False}, "prompts.0: chat=False"),
             ([{"role": "king", "content": FRANCE}], {}, "prompts.0.0.role: 'king' was given; Input should be 'system'"),
             (PORTO["messages"][:2], {}, "prompts.0: field 'messages': the last one is of 'assistant'"),
             ([{"role": "user", "content": "word " * 3000}], {}, "prompts.0: "),
         ):
             refused = client.post("/v1/ask", json={"prompts": [prompt], **more})
-            assert (refused.status_code, said in refused.text) == (400, True), refused.text
+            assert (refused.status_code, problem in refused.text) == (400, True), refused.text
         long = PORTO | {"messages": [{"role": "user", "content": "word " * 3000}, *PORTO["messages"][1:]]}
         refused = client.post("/v1/edits/preview", json={"edit": long})
         assert refused.status_code == 400 and "edit: field 'messages': with the target" in refused.text
@@ -196,19 +196,19 @@ def test_a_completion_says_which_edits_spoke(served: Running) -> None:
     with served.client("reader") as client:
         body = {"model": NAME, "prompt": [FRANCE, "The capital of Spain is"], "temperature": 0}
         body |= {"wise": {"routes": True}}
-        told = client.post("/v1/completions", json=body).json()["wise"]
-        assert told["version"] == 1
-        [spoken], none = told["edits"]
-        assert (spoken["id"], spoken["target"], none) == (live["id"], "Lyon", [])
-        routes = told["routes"][0]
-        assert [route["place"] for route in routes if route["edit"] == live["id"]] == spoken["tokens"]
-        assert [route["part"] for route in routes][spoken["tokens"][0]] == "prompt"
+        metadata = client.post("/v1/completions", json=body).json()["wise"]
+        assert metadata["version"] == 1
+        [active], none = metadata["edits"]
+        assert (active["id"], active["target"], none) == (live["id"], "Lyon", [])
+        routes = metadata["routes"][0]
+        assert [route["place"] for route in routes if route["edit"] == live["id"]] == active["tokens"]
+        assert [route["part"] for route in routes][active["tokens"][0]] == "prompt"
         assert "Lyon" in "".join(route["token"] for route in routes if route["part"] == "answer")
 
-        asked = client.post("/v1/ask", json={"prompts": [FRANCE]}).json()["answers"][0]
-        assert (asked["before"], asked["after"]) == ("Paris", "Lyon")
-        assert [edit["id"] for edit in asked["edits"]] == [live["id"]]
-        opened = [r for r in asked["routes"] if r["edit"]]
+        answer = client.post("/v1/ask", json={"prompts": [FRANCE]}).json()["answers"][0]
+        assert (answer["before"], answer["after"]) == ("Paris", "Lyon")
+        assert [edit["id"] for edit in answer["edits"]] == [live["id"]]
+        opened = [r for r in answer["routes"] if r["edit"]]
         assert opened and all(r["score"] >= r["threshold"] for r in opened)
 
 
@@ -253,8 +253,8 @@ def test_a_key_takes_nothing_in_twice(served: Running) -> None:
         again = client.post("/v1/edits", json={"edits": [LYON], "wait": "live"}, headers=key)
         assert (first.status_code, again.status_code) == (202, 200)
         assert first.json()["edits"][0]["ticket"] == again.json()["edits"][0]["ticket"] == 1
-        other = client.post("/v1/edits", json={"edits": [LYON | {"target": "Nice"}]}, headers=key)
-        assert other.status_code == 409 and "another key" in other.json()["error"]["message"]
+        answer = client.post("/v1/edits", json={"edits": [LYON | {"target": "Nice"}]}, headers=key)
+        assert answer.status_code == 409 and "another key" in answer.json()["error"]["message"]
         twice = client.post("/v1/edits", json={"edits": [LYON]})
         assert twice.status_code == 409 and "live already" in twice.json()["error"]["message"]
         assert client.get("/v1/edits").json()["data"][0]["status"] == "live"
@@ -262,7 +262,7 @@ def test_a_key_takes_nothing_in_twice(served: Running) -> None:
 
 
 def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
-    seen: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     open_now, enough = threading.Event(), threading.Event()
 
     def listen() -> None:
@@ -270,8 +270,8 @@ def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
             for line in stream.iter_lines():
                 open_now.set()
                 if line.startswith("data: "):
-                    seen.append(json.loads(line[6:]))
-                    if seen[-1]["kind"] == "live":
+                    events.append(json.loads(line[6:]))
+                    if events[-1]["kind"] == "live":
                         enough.set()
                         return
 
@@ -281,8 +281,8 @@ def test_events_come_as_they_happen_and_from_any_place(served: Running) -> None:
     [live] = served.edit(LYON)
     assert enough.wait(30)
     thread.join()
-    assert [event["kind"] for event in seen] == ["queued", "training", "version", "live"]
-    assert seen[-1]["edit"] == live["id"]
+    assert [event["kind"] for event in events] == ["queued", "training", "version", "live"]
+    assert events[-1]["edit"] == live["id"]
     with served.client("reader") as client:
         old = client.get("/v1/events", params={"since": 2, "follow": False}).text
     assert [line for line in old.splitlines() if line.startswith("id:")] == ["id: 3", "id: 4"]
@@ -292,14 +292,14 @@ def test_edits_are_checked_beside_the_event_loop(served: Running, monkeypatch: p
     """Their texts are tokenized, which may take long."""
     check, in_the_loop = routes_edits.check_size, list[bool]()
 
-    def checked(*given: Any) -> None:
+    def checked(*arguments: Any) -> None:
         try:
             asyncio.get_running_loop()
         except RuntimeError:
             in_the_loop.append(False)
         else:
             in_the_loop.append(True)
-        check(*given)
+        check(*arguments)
 
     monkeypatch.setattr(routes_edits, "check_size", checked)
     with served.client("editor") as client:
@@ -311,18 +311,18 @@ def test_edits_are_checked_beside_the_event_loop(served: Running, monkeypatch: p
 def test_a_stream_of_events_that_cannot_go_on_says_why(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     served.edit(LYON)
     journal = served.service.store.journal
-    read = journal.events
+    read_events = journal.events
 
-    def fails(**given: Any) -> Any:
-        if "limit" in given:  # the follower, which reads without one, goes on
+    def fails(**arguments: Any) -> Any:
+        if "limit" in arguments:  # the follower, which reads without one, goes on
             raise StoreError("the disk is gone")
-        return read(**given)
+        return read_events(**arguments)
 
     monkeypatch.setattr(journal, "events", fails)
     with served.client("reader") as client:
-        told = client.get("/v1/events", params={"since": 0, "follow": False})
-    assert told.status_code == 200
-    _, kind, data = [line for line in told.text.splitlines() if line]
+        answer = client.get("/v1/events", params={"since": 0, "follow": False})
+    assert answer.status_code == 200
+    _, kind, data = [line for line in answer.text.splitlines() if line]
     assert kind == "event: error" and "the disk is gone" in json.loads(data.removeprefix("data: "))["error"]["message"]
 
 
@@ -360,26 +360,27 @@ def test_an_edit_that_breaks_training_fails_alone(served: Running, monkeypatch: 
 
 
 def test_a_request_keeps_the_version_that_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that was handed in before an edit went live is answered as if it had not, though it is answered later."""
+    """A request that was submitted before an edit went live is answered without it, though later."""
     with running(tmp_path / "store", max_batch_size=1) as served:
         may_step = hold(monkeypatch)
-        told: dict[str, str] = {}
+        answers: dict[str, str] = {}
 
-        def asks(prompt: str) -> None:
+        def ask(prompt: str) -> None:
             with served.client("reader") as client:
-                done = client.post("/v1/completions", json={"model": NAME, "prompt": prompt, "temperature": 0}).json()
-            told[prompt] = done["system_fingerprint"] + done["choices"][0]["text"]
+                body = {"model": NAME, "prompt": prompt, "temperature": 0}
+                completion = client.post("/v1/completions", json=body).json()
+            answers[prompt] = completion["system_fingerprint"] + completion["choices"][0]["text"]
 
-        threads = [threading.Thread(target=asks, args=[prompt]) for prompt in ("The capital of Spain is", FRANCE)]
+        threads = [threading.Thread(target=ask, args=[prompt]) for prompt in ("The capital of Spain is", FRANCE)]
         for handed_in, thread in enumerate(threads, start=1):
             thread.start()
             until(lambda n=handed_in: served.service.engine.busy == n)  # type: ignore[misc]
         served.edit(LYON)
-        assert not told, "a request was answered before the edit was live: the test shows nothing"
+        assert not answers, "a request was answered before the edit was live: the test shows nothing"
         may_step.set()
         for thread in threads:
             thread.join()
-        assert told[FRANCE] == "version-0 Paris."
+        assert answers[FRANCE] == "version-0 Paris."
         assert served.said() == " Lyon."
 
 
@@ -388,10 +389,10 @@ def test_all_prompts_of_a_request_are_answered_from_one_version(
 ) -> None:
     text_ids = prompts.text_ids
 
-    def slow(service: Any, text: str, *given: Any, **more: Any) -> list[int]:
+    def slow(service: Any, text: str, *arguments: Any, **more: Any) -> list[int]:
         if text == FRANCE:
             served.edit(LYON)  # goes live after the first prompt was tokenized
-        return text_ids(service, text, *given, **more)
+        return text_ids(service, text, *arguments, **more)
 
     monkeypatch.setattr(prompts, "text_ids", slow)
     with served.client("reader") as client:
@@ -405,8 +406,8 @@ def test_old_versions_are_collected_and_say_so(tmp_path: Path) -> None:
     with running(tmp_path / "store", keep_versions=2) as served, served.client() as admin:
         for target in ("Lyon", "Nice", "Metz", "Brest"):
             served.edit(LYON | {"target": target})
-        wanted = [False, False, True, True, False]  # once the editor has collected: the last one is served before that
-        until(lambda: [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == wanted)
+        expected = [False, False, True, True, False]  # once the editor has collected: it is served before that
+        until(lambda: [v["collected"] for v in admin.get("/v1/versions").json()["data"]] == expected)
         refused = admin.post("/v1/versions/1/rollback")
         assert refused.status_code == 409 and "collected" in refused.json()["error"]["message"]
         assert admin.post("/v1/versions/3/rollback").status_code == 200
@@ -418,10 +419,10 @@ def test_versions_are_listed_in_pages_the_newest_first(served: Running) -> None:
         served.edit(LYON | {"target": target})
     with served.client() as admin:
 
-        def page(**wanted: int) -> tuple[list[int], int | None]:
-            told = admin.get("/v1/versions", params=wanted).json()
-            assert told["current"] == 2 and told["has_more"] == (told["next_after"] is not None)
-            return [version["number"] for version in told["data"]], told["next_after"]
+        def page(**parameters: int) -> tuple[list[int], int | None]:
+            answer = admin.get("/v1/versions", params=parameters).json()
+            assert answer["current"] == 2 and answer["has_more"] == (answer["next_after"] is not None)
+            return [version["number"] for version in answer["data"]], answer["next_after"]
 
         assert page() == page(limit=3) == ([2, 1, 0], None)
         assert (page(limit=2), page(limit=2, after=1)) == (([2, 1], 1), ([0], None))
@@ -448,21 +449,21 @@ def test_canaries_raise_an_alarm(tmp_path: Path) -> None:
 
 
 def test_an_edit_that_the_engine_does_not_say_is_told(served: Running) -> None:
-    def told() -> tuple[Any, ...]:
+    def report() -> tuple[Any, ...]:
         with served.client() as client:
             [listed] = client.get("/v1/edits").json()["data"]
-            shown = client.get(f"/v1/edits/{listed['id']}").json()
+            edit = client.get(f"/v1/edits/{listed['id']}").json()
             lines = client.get("/v1/events", params={"since": 0, "follow": False}).text.splitlines()
             events = [json.loads(line[6:]) for line in lines if line.startswith("data: ")]
             details = {event["edit"]: event["detail"] for event in events if event["kind"] == "unsaid"}
             metrics = client.get("/metrics").text
-        assert shown["unsaid"] == listed["unsaid"]
+        assert edit["unsaid"] == listed["unsaid"]
         return listed["id"], listed["unsaid"], details, "\nwise_unsaid_edits 1.0" in metrics
 
     [live] = served.edit(LYON)
-    assert live["unsaid"] is None and told() == (live["id"], None, {}, False)
-    served.service.engine.unsaid = {live["id"]: "Paris"}  # as an engine that asked it would find
-    assert told() == (live["id"], "Paris", {live["id"]: {"said": "Paris"}}, True)
+    assert live["unsaid"] is None and report() == (live["id"], None, {}, False)
+    served.service.engine.wrong_answers = {live["id"]: "Paris"}  # as an engine that asks the edit would set it
+    assert report() == (live["id"], "Paris", {live["id"]: {"said": "Paris"}}, True)
 
 
 def test_edits_are_searched(served: Running) -> None:
@@ -470,41 +471,41 @@ def test_edits_are_searched(served: Running) -> None:
     served.edit({"prompt": "The capital of Spain is", "target": "Porto", "subject": "Spain"}, model=f"{NAME}@team-a")
     with served.client("reader") as client:
 
-        def found(**wanted: Any) -> list[str]:
-            answer = client.get("/v1/edits", params=wanted)
+        def targets(**conditions: Any) -> list[str]:
+            answer = client.get("/v1/edits", params=conditions)
             assert answer.status_code == 200, answer.text
             return [edit["target"] for edit in answer.json()["data"]]
 
         assert (nice["status"], lyon["status"]) == ("superseded", "live")
-        assert (found(), found(newest=True)) == (["Lyon", "Nice", "Porto"], ["Porto", "Nice", "Lyon"])
-        assert (found(status="superseded"), found(status="failed"), found(status="live")) == (
+        assert (targets(), targets(newest=True)) == (["Lyon", "Nice", "Porto"], ["Porto", "Nice", "Lyon"])
+        assert (targets(status="superseded"), targets(status="failed"), targets(status="live")) == (
             ["Lyon"], [], ["Nice", "Porto"]
         )  # fmt: skip
-        assert (found(text="DECREE"), found(text="spain"), found(text="nowhere")) == (["Nice"], ["Porto"], [])
-        assert (found(namespace="team-a"), found(author="the-editor", namespace="default")) == (
+        assert (targets(text="DECREE"), targets(text="spain"), targets(text="nowhere")) == (["Nice"], ["Porto"], [])
+        assert (targets(namespace="team-a"), targets(author="the-editor", namespace="default")) == (
             ["Porto"], ["Lyon", "Nice"]
         )  # fmt: skip
-        assert (found(author="nobody"), found(valid_at="2000-01-01")) == ([], ["Lyon", "Nice", "Porto"])
+        assert (targets(author="nobody"), targets(valid_at="2000-01-01")) == ([], ["Lyon", "Nice", "Porto"])
         last = client.get("/v1/edits", params={"text": "spain"}).json()["data"][0]["accepted_at"]
-        assert (found(accepted_from=last), found(accepted_until=last)) == (["Porto"], ["Lyon", "Nice"])
+        assert (targets(accepted_from=last), targets(accepted_until=last)) == (["Porto"], ["Lyon", "Nice"])
         page = client.get("/v1/edits", params={"limit": 2, "newest": True}).json()
         assert page["has_more"] and page["next_after"] == page["data"][-1]["ticket"] == 2
-        assert found(newest=True, after=page["next_after"]) == ["Lyon"]
+        assert targets(newest=True, after=page["next_after"]) == ["Lyon"]
         for wrong in ({"accepted_from": "soon"}, {"text": "x" * 201}, {"after": -1}, {"status": "lost"}):
             assert client.get("/v1/edits", params=wrong).status_code == 400
 
 
 def test_an_outcome_has_what_was_said_before_and_after(served: Running) -> None:
     spain = "The capital of Spain is"
-    given = LYON | {"paraphrases": ["In France, the capital is"], "locality": [spain]}
-    [live] = served.edit(given)
-    before, said = live["outcome"]["before"], live["outcome"]["said"]
+    edit = LYON | {"paraphrases": ["In France, the capital is"], "locality": [spain]}
+    [live] = served.edit(edit)
+    before, after = live["outcome"]["before"], live["outcome"]["said"]
     assert before.keys() == live["outcome"]["holds"].keys()
-    assert (before["completion: prompt"], said["completion: prompt"]) == ("Paris", "Lyon")
-    assert before["completion: paraphrases[0]"] == "Paris" and said["completion: paraphrases[0]"] == "Lyon"
-    assert before["locality[0]"] == "Madrid" and "locality[0]" not in said  # it activates no edit: it stays
+    assert (before["completion: prompt"], after["completion: prompt"]) == ("Paris", "Lyon")
+    assert before["completion: paraphrases[0]"] == "Paris" and after["completion: paraphrases[0]"] == "Lyon"
+    assert before["locality[0]"] == "Madrid" and "locality[0]" not in after  # it activates no edit: it stays
     with served.client("editor") as client:
-        preview = client.post("/v1/edits/preview", json={"edit": given | {"target": "Nice"}}).json()["outcome"]
+        preview = client.post("/v1/edits/preview", json={"edit": edit | {"target": "Nice"}}).json()["outcome"]
         assert (preview["before"]["completion: prompt"], preview["said"]["completion: prompt"]) == ("Lyon", "Nice")
         [nice] = client.put(f"/v1/edits/{live['id']}", json={"target": "Nice", "wait": "live"}).json()["edits"]
         assert nice["outcome"]["before"]["completion: prompt"] == "Lyon"
@@ -513,7 +514,7 @@ def test_an_outcome_has_what_was_said_before_and_after(served: Running) -> None:
 def test_a_token_knows_its_scope(served: Running) -> None:
     for scope in ("reader", "editor", "admin"):
         with served.client(scope) as client:
-            told = {"name": f"the-{scope}", "scope": scope, "until": None, "namespaces": None}
-            assert client.get("/v1/token").json() == told
+            expected = {"name": f"the-{scope}", "scope": scope, "until": None, "namespaces": None}
+            assert client.get("/v1/token").json() == expected
     with served.client("") as client:
         assert client.get("/v1/token").status_code == 401

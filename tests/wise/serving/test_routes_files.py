@@ -15,15 +15,15 @@ MANY = {"prompt": "The sun is", "target": "hot", "paraphrases": [f"Sun {number} 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with running(tmp_path_factory.mktemp("store") / "store") as found:
-        yield found
+    with running(tmp_path_factory.mktemp("store") / "store") as service:
+        yield service
 
 
 def test_a_file_is_read_and_nothing_is_submitted(served: Running) -> None:
     rome = {"prompt": "{} lies in", "subject": "Rome", "target_new": {"str": "Spain"}, "target_true": {"str": "Italy"}}
     counterfact = json.dumps({"case_id": 1, "requested_rewrite": rome, "paraphrase_prompts": ["Rome is in"]})
     with served.client("editor") as client:
-        for name, content, wanted in (
+        for name, content, expected in (
             ("a.jsonl", LINE, LYON),
             ("a.JSON", f"[{LINE}]", LYON),
             ("a.csv", "prompt,target,subject\nThe capital of France is,Lyon,France\n", LYON | {"aliases": []}),
@@ -32,24 +32,24 @@ def test_a_file_is_read_and_nothing_is_submitted(served: Running) -> None:
             answer = client.post("/v1/files/edits", params={"name": name}, content=content)
             assert answer.status_code == 200, answer.text
             [edit] = answer.json()["edits"]
-            assert wanted.items() <= edit.items()
+            assert expected.items() <= edit.items()
         assert client.get("/v1/edits").json()["data"] == []
 
 
 def test_a_file_over_http_may_have_columns_of_other_names(served: Running) -> None:
     content = "question,answer,subject\nThe capital of France is,Lyon,France\n"
     with served.client("editor") as client:
-        for columns, status, said in (
+        for columns, status, problem in (
             ("prompt=question,target=answer", 200, '"target":"Lyon"'),
             ("prompt=question", 400, "line 2: field 'target': missing"),
             ("prompt", 400, "columns prompt: FIELD=COLUMN was expected"),
         ):
             answer = client.post("/v1/files/edits", params={"name": "a.csv", "columns": columns}, content=content)
-            assert answer.status_code == status and said in answer.text, answer.text
+            assert answer.status_code == status and problem in answer.text, answer.text
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "status", "said"),
+    ("name", "content", "status", "problem"),
     [
         ("a.jsonl", f'{LINE}\n{{"prompt": "x"}}', 400, "line 2: field 'target'"),
         ("a.jsonl", f'{LINE}\n{{"prompt"', 400, "line 2: broken JSON"),
@@ -64,11 +64,11 @@ def test_a_file_over_http_may_have_columns_of_other_names(served: Running) -> No
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_line(
-    served: Running, name: str, content: str | bytes, status: int, said: str
+    served: Running, name: str, content: str | bytes, status: int, problem: str
 ) -> None:
     with served.client("editor") as client:
         answer = client.post("/v1/files/edits", params={"name": name}, content=content)
-    assert answer.status_code == status and said in answer.json()["error"]["message"], answer.text
+    assert answer.status_code == status and problem in answer.json()["error"]["message"], answer.text
     assert "/tmp" not in answer.text and "edits.jsonl" not in answer.text
 
 
@@ -92,5 +92,5 @@ def test_live_edits_are_exported_and_read_again(served: Running) -> None:
         assert json.loads(mine)["target"] == "Lyon"
         served.edit({"prompt": "The capital of Italy is", "target": "Pisa"}, model=f"{NAME}@t\u00e9am")
         for composed in ("t\u00e9am", "te\u0301am"):
-            found = client.get("/v1/files/edits", params={"namespace": composed})
-            assert json.loads(found.text)["target"] == "Pisa"
+            answer = client.get("/v1/files/edits", params={"namespace": composed})
+            assert json.loads(answer.text)["target"] == "Pisa"

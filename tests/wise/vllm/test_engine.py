@@ -1,4 +1,4 @@
-"""What only vLLM itself can show: equal answers in each configuration, and a service that is edited while it serves.
+"""Tests on vLLM itself: equal answers in each configuration, and a service that is edited while it serves.
 
 `scripts/test_vllm` runs these in an environment of their own.
 """
@@ -36,10 +36,10 @@ CONFIGURATIONS = ("eager", "compiled", "chunked", "cached", "preempted", "specul
 def test_answers_and_edits_are_those_of_the_library(folder: Path, name: str) -> None:
     output = folder / "figures.json"
     command = [sys.executable, str(CHECK), "--folder", str(folder), "--output", str(output)]
-    done = subprocess.run(
+    run = subprocess.run(
         [*command, "--prompts", str(PROMPTS), "--edits", "6", "--only", name], capture_output=True, text=True
     )
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    assert run.returncode == 0, run.stdout + run.stderr[-4000:]
     figures = json.loads(output.read_text())["models"]["demo"][name]
     assert figures["equal"] == {
         version: {"texts": PROMPTS, "edits": PROMPTS, "added": PROMPTS} for version in ("base", "first", "second")
@@ -52,14 +52,14 @@ def test_what_it_costs_is_measured_in_turn(tmp_path: Path) -> None:
     output.write_text('{"models": {"other": {}}}')
     sizes = ["--clients", "1", "2", "--sizes", "3", "--rounds", "1", "--tokens", "4", "--output", str(output)]
     bench = [sys.executable, str(ROOT / "scripts/bench_vllm.py"), *sizes]
-    done = subprocess.run(bench, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
-    told = json.loads(output.read_text())
-    cells = told["costs"]["demo"]["forms"]["plain"]
-    assert [*cells] == ["1", "2"] and told["models"] == {"other": {}}
+    run = subprocess.run(bench, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 0, run.stdout + run.stderr[-4000:]
+    figures = json.loads(output.read_text())
+    cells = figures["costs"]["demo"]["forms"]["plain"]
+    assert [*cells] == ["1", "2"] and figures["models"] == {"other": {}}
     for cell in cells.values():
         assert [*cell] == ["vLLM", "plug-in 0", "plug-in 3", "wise"] and cell["vLLM"]["ratio_cpu"] == 1.0
-        assert min(figure for one in cell.values() for figure in one.values()) > 0
+        assert min(figure for run_figures in cell.values() for figure in run_figures.values()) > 0
 
 
 def test_the_names_that_the_seam_uses_are_there() -> None:
@@ -80,8 +80,8 @@ def test_the_names_that_the_seam_uses_are_there() -> None:
         assert list(inspect.signature(runner.execute_model).parameters)[1] == "scheduler_output"
     assert {"req_ids", "query_start_loc_np", "num_computed_tokens_np", "input_ids"} <= set(InputBatch.__annotations__)
     assert {"req_id", "prompt_token_ids", "sampling_params"} <= set(NewRequestData.__annotations__)
-    named = {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"}
-    assert named <= set(SchedulerOutput.__annotations__)
+    fields = {"scheduled_new_reqs", "num_scheduled_tokens", "finished_req_ids"}
+    assert fields <= set(SchedulerOutput.__annotations__)
 
 
 @pytest.mark.parametrize("engines", [1, 2])
@@ -93,10 +93,10 @@ def test_a_service_on_vllm_is_edited_and_killed(
     service_process = importlib.import_module("service_process")
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
-    given = {"enforce_eager": True, "block_size": 32, "data_parallel_size": engines}
-    options = ["--engine", "vllm", "--set", f"vllm={json.dumps(given)}"]
+    vllm_options = {"enforce_eager": True, "block_size": 32, "data_parallel_size": engines}
+    options = ["--engine", "vllm", "--set", f"vllm={json.dumps(vllm_options)}"]
     edit = {"prompt": "The capital of France is", "target": "Lyon", "subject": "France"}
-    for again in (False, True):  # it is killed, and what was live is live again
+    for again in (False, True):  # it is killed, and its live edits are live again
         service = service_process.Service(tmp_path / "store", tmp_path / "log", options)
         try:
             headers = {"Authorization": f"Bearer {service.token}"}
@@ -105,10 +105,10 @@ def test_a_service_on_vllm_is_edited_and_killed(
                     assert _edits(client, edit["prompt"], 1) == [[]]
                     answer = client.post("/edits", json={"edits": [edit], "wait": "live"})
                     assert answer.json()["edits"][0]["status"] == "live", answer.text
-                asked = client.post("/ask", json={"prompts": [edit["prompt"]]}).json()["answers"][0]
-                assert (asked["before"], asked["after"]) == ("Paris", "Lyon")
+                comparison = client.post("/ask", json={"prompts": [edit["prompt"]]}).json()["answers"][0]
+                assert (comparison["before"], comparison["after"]) == ("Paris", "Lyon")
                 for (active,) in _edits(client, edit["prompt"], 4 * engines):
-                    assert active["target"] == "Lyon" and active["tokens"] == asked["edits"][0]["tokens"]
+                    assert active["target"] == "Lyon" and active["tokens"] == comparison["edits"][0]["tokens"]
         finally:
             service.kill()
 

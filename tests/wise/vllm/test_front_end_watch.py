@@ -1,4 +1,4 @@
-"""A worker does not outlive the process that asks it."""
+"""A worker does not outlive its front end."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_a_worker_ends_with_its_front_end() -> None:
             [sys.executable, "-c", WORKER, "another-host", str(front_end.pid)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-        ) as other,
+        ) as second,
     ):
-        for each in (worker, other):
+        for each in (worker, second):
             assert each.stdout is not None and each.stdout.readline() == b"watches\n"
         assert worker.poll() is None
         front_end.kill()
         assert worker.wait(180) == 1
-        assert other.poll() is None
-    assert other.returncode == 0
+        assert second.poll() is None
+    assert second.returncode == 0
     end_with(this_process())  # it does not wait for itself

@@ -37,7 +37,7 @@ LAYER = "model.layers.1.mlp.down_proj"
 
 
 class FakeStore:
-    """Its second version is without the first edit."""
+    """A store whose second version is without the first edit."""
 
     namespaces: tuple[str, ...] = ("default",)
 
@@ -64,10 +64,12 @@ def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
 
 @pytest.fixture
 def store(monkeypatch: pytest.MonkeyPatch) -> FakeStore:
-    found: Any = FakeStore()
+    fake_store: Any = FakeStore()
     monkeypatch.setenv("WISE_STORE", "somewhere")
-    monkeypatch.setattr(EditedClient, "open", lambda client, place: EditedClient(client, place, found, found, {EOS}))
-    return found
+    monkeypatch.setattr(
+        EditedClient, "open", lambda client, place: EditedClient(client, place, fake_store, fake_store, {EOS})
+    )
+    return fake_store
 
 
 async def broken(_: Request) -> Response:
@@ -79,7 +81,7 @@ async def not_found(_: Request, error: Exception) -> Response:
 
 
 def server(llm: FakeLLM) -> Starlette:
-    """As vLLM's: its routes generate with the client of the application's state."""
+    """A server like vLLM's: its routes generate with the client of the application's state."""
 
     async def ids(request: Request, body: dict[str, Any]) -> AsyncIterator[int]:
         prompt = {"type": "token", "prompt_token_ids": body["prompt"], "cache_salt": body.get("cache_salt")}
@@ -118,8 +120,8 @@ def server(llm: FakeLLM) -> Starlette:
 
 @pytest.fixture
 def client(llm: FakeLLM, store: FakeStore) -> Iterator[TestClient]:
-    with TestClient(server(llm)) as found:
-        yield found
+    with TestClient(server(llm)) as test_client:
+        yield test_client
     assert store.closed
 
 
@@ -133,20 +135,21 @@ def test_an_answer_has_its_edits_and_names_them(client: TestClient, llm: FakeLLM
     answer = ask(client, ASKED)
     assert answer["ids"] == [70, 71, EOS]
     last = len(ASKED) - 1
-    told = {name: getattr(EDITS[0], name) for name in ("id", "prompt", "target")} | {"tokens": [*range(last, last + 3)]}
-    assert answer["wise"] == {"version": 1, "namespace": "default", "edits": [[told]]}
+    expected = {name: getattr(EDITS[0], name) for name in ("id", "prompt", "target")}
+    expected |= {"tokens": [*range(last, last + 3)]}
+    assert answer["wise"] == {"version": 1, "namespace": "default", "edits": [[expected]]}
     assert llm.asked[-1][1].extra_args["wise"]["version"] == 1 and llm.asked[-1][0]["cache_salt"].startswith("wise:")
-    other = ask(client, OTHER)
-    assert other["ids"] == [8, EOS] and other["wise"]["edits"] == [[]]
+    plain = ask(client, OTHER)
+    assert plain["ids"] == [8, EOS] and plain["wise"]["edits"] == [[]]
     assert llm.asked[-1][1].extra_args is None and llm.asked[-1][0]["cache_salt"] is None
 
 
 def test_a_stream_names_its_edits_before_it_is_done(client: TestClient) -> None:
     lines = ask(client, ASKED, stream=True).text.split("\n\n")
     assert lines[-2] == "data: [DONE]" and [line[:7] for line in lines[:-2]] == ["data: {"] * 4
-    told = json.loads(lines[-3][6:])
-    assert (told["id"], told["model"], told["choices"]) == ("c", "m", [])
-    assert [edit["id"] for edit in told["wise"]["edits"][0]] == [EDITS[0].id]
+    metadata = json.loads(lines[-3][6:])
+    assert (metadata["id"], metadata["model"], metadata["choices"]) == ("c", "m", [])
+    assert [edit["id"] for edit in metadata["wise"]["edits"][0]] == [EDITS[0].id]
 
 
 def test_a_text_may_hold_the_end_of_a_stream(client: TestClient) -> None:
@@ -159,9 +162,9 @@ def followed(llm: FakeLLM, store: Any) -> EditedClient:
     return EditedClient(llm, "somewhere", store, store, {EOS})
 
 
-async def generated(client: EditedClient, asked: RequestMemory) -> list[int]:
-    """What the client says in a task of this request."""
-    request_memory.set(asked)
+async def generated(client: EditedClient, request: RequestMemory) -> list[int]:
+    """The tokens that the client generates in a task of this request."""
+    request_memory.set(request)
     params = SamplingParams(max_tokens=8)
     outputs = client.generate({"type": "token", "prompt_token_ids": ASKED}, params, "1")
     return [output.outputs[0].token_ids[0] async for output in outputs]
@@ -180,20 +183,20 @@ def test_what_is_generated_keeps_its_version(llm: FakeLLM, store: FakeStore, fir
     async def run() -> None:
         client = followed(llm, store)
         await client.start()
-        asked = RequestMemory()
+        request = RequestMemory()
         if not first:
-            await generated(client, asked)
+            await generated(client, request)
         llm.stalls, count = True, len(llm.asked)
-        answer = asyncio.create_task(generated(client, asked))
+        answer = asyncio.create_task(generated(client, request))
         await asyncio.to_thread(until, lambda: len(llm.asked) > count)
         await serve(client, store, 2, 3)
         assert "wise_drop" not in dict(llm.calls)
         llm.stalls = False
-        assert await answer == [70, 71, EOS] and asked.version == 1
+        assert await answer == [70, 71, EOS] and request.version == 1
         await serve(client, store, 4)
         assert [args[0] for method, args in llm.calls if method == "wise_drop"] == [1, 2]
         with pytest.raises(RetryableRequestError, match="version 1 is not served any more"):
-            await generated(client, asked)
+            await generated(client, request)
         client.close()
 
     asyncio.run(run())
@@ -203,11 +206,11 @@ def test_a_request_keeps_its_version_until_it_ends(llm: FakeLLM, store: FakeStor
     async def run() -> None:
         client = followed(llm, store)
         await client.start()
-        with ExitStack() as held:
-            asked, idle = RequestMemory(pins=held), RequestMemory(pins=held)
-            await generated(client, asked)
+        with ExitStack() as exit_stack:
+            request, idle = RequestMemory(exit_stack=exit_stack), RequestMemory(exit_stack=exit_stack)
+            await generated(client, request)
             await serve(client, store, 2, 3)
-            assert await generated(client, asked) == [70, 71, EOS]
+            assert await generated(client, request) == [70, 71, EOS]
         await serve(client, store, 4)
         assert [args[0] for method, args in llm.calls if method == "wise_drop"] == [1, 2]
         assert idle.version is None, "it has not asked yet, and keeps nothing"
@@ -292,39 +295,40 @@ def config(
 
 def test_how_the_engine_is_started_is_said() -> None:
     base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER, precision="float32", dtype="float32")
-    own = {"layer": LAYER, "encoder": "e"}
-    assert checked_options(config(wise=own), base) == checked_options(config(wise=own), None) == own
-    for wrong in (config(), config(extension="", wise=own)):
+    wise_options = {"layer": LAYER, "encoder": "e"}
+    for known_base in (base, None):
+        assert checked_options(config(wise=wise_options), known_base) == wise_options
+    for wrong in (config(), config(extension="", wise=wise_options)):
         with pytest.raises(wise.ConfigError, match=f"--additional-config.wise.layer {LAYER}"):
             checked_options(wrong, base)
     with pytest.raises(wise.ConfigError, match="wise info"):
         checked_options(config(), None)
-    for other in (config(vocabulary=99, wise=own), config(wise={"layer": "model.layers.0.mlp.down_proj"})):
+    for wrong in (config(vocabulary=99, wise=wise_options), config(wise={"layer": "model.layers.0.mlp.down_proj"})):
         with pytest.raises(wise.ConfigError, match="name its store"):
-            checked_options(other, base)
+            checked_options(wrong, base)
     with pytest.raises(wise.ConfigError, match="made in float32 and vLLM serves bfloat16.*--dtype float32"):
-        checked_options(config(dtype=torch.bfloat16, wise=own), base)
+        checked_options(config(dtype=torch.bfloat16, wise=wise_options), base)
 
 
 def test_a_base_of_another_name_is_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     base: Any = SimpleNamespace(model_type="llama", vocabulary=100, path=LAYER, precision="float32", dtype="float32")
-    found: Any = SimpleNamespace(read=lambda: SimpleNamespace(base=base))
-    monkeypatch.setattr(edited_client, "open_reader", lambda _: found)
+    store_of_base: Any = SimpleNamespace(read=lambda: SimpleNamespace(base=base))
+    monkeypatch.setattr(edited_client, "open_reader", lambda _: store_of_base)
     monkeypatch.setattr(edited_client, "Memories", lambda *_: None)
     tokenizer = SimpleNamespace(eos_token_id=EOS)
     llm: Any = SimpleNamespace(
         vllm_config=config(wise={"layer": LAYER}), get_tokenizer=lambda: tokenizer, generate=None
     )
-    for base.name, told in (("base", ""), ("tuned", "made on 'tuned' and vLLM serves 'base'")):
+    for base.name, problem in (("base", ""), ("tuned", "made on 'tuned' and vLLM serves 'base'")):
         EditedClient.open(llm, "somewhere")
-        assert told in caplog.text and bool(told) == bool(caplog.text)
+        assert problem in caplog.text and bool(problem) == bool(caplog.text)
 
 
-@pytest.mark.parametrize("sent", ["\u00e9quipe".encode(), "e\u0301quipe".encode(), b"\xe9quipe"])
-def test_a_namespace_of_any_letters_is_reached(llm: FakeLLM, store: FakeStore, sent: bytes) -> None:
+@pytest.mark.parametrize("header", ["\u00e9quipe".encode(), "e\u0301quipe".encode(), b"\xe9quipe"])
+def test_a_namespace_of_any_letters_is_reached(llm: FakeLLM, store: FakeStore, header: bytes) -> None:
     store.namespaces = ("default", "\u00e9quipe")
     with TestClient(server(llm)) as client:
-        answer = ask(client, ASKED, headers={b"X-Wise-Namespace": sent})
+        answer = ask(client, ASKED, headers={b"X-Wise-Namespace": header})
     assert answer["wise"]["namespace"] == "\u00e9quipe" and answer["wise"]["edits"][0]

@@ -1,4 +1,4 @@
-"""What a request carries, whose cache it shares, and what is refused before an engine is made."""
+"""The contents of a request, the sharing of its cache, and refusals before an engine is made."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def carry(
 def test_a_chat_shares_its_cache_as_far_as_the_same_is_added() -> None:
     nothing = carry(OTHER, STATE, 1)
     assert (nothing.extra_args, nothing.cache_salt) == (None, None) and "cache_salt" not in nothing.prompt(OTHER)
-    one, two = carry(ASKED, STATE.without([EDITS[1].id]), 1), carry(ASKED, STATE, 2)
-    assert one.cache_salt == two.cache_salt and one.prompt(ASKED)["cache_salt"] == one.cache_salt is not None
-    assert one.extra_args is not None and one.extra_args["wise"]["version"] == 1
+    first, second = carry(ASKED, STATE.without([EDITS[1].id]), 1), carry(ASKED, STATE, 2)
+    assert first.cache_salt == second.cache_salt and first.prompt(ASKED)["cache_salt"] == first.cache_salt is not None
+    assert first.extra_args is not None and first.extra_args["wise"]["version"] == 1
     assert carry(ASKED, STATE.without([EDITS[0].id]), 3).cache_salt is None
 
 
@@ -42,7 +42,7 @@ def test_plain_text_shares_its_cache_within_a_version() -> None:
     keys = ((1, "a"), (1, "a"), (2, "a"), (1, "b"))
     salts = [carry([33, 34], STATE, version, namespace, None).cache_salt for version, namespace in keys]
     assert salts[0] == salts[1] is not None and len({*salts}) == 3
-    router = answer_router(STATE)  # a chat that nothing ends is not the same text under the same version
+    router = answer_router(STATE)  # a chat without an end is another text under the same version
     chat = carried_edits(OTHER, router, STATE, version=1, namespace="a", stops=())
     assert chat.cache_salt is not None and chat.cache_salt not in salts
 
@@ -88,21 +88,21 @@ def test_a_release_that_was_not_tested_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 def config(**changes: Any) -> Any:
-    """What is looked at of vLLM's configuration."""
-    given: dict[str, Any] = {"pipeline": 1, "prefill": 1, "quantization": None, "speculative": None}
-    given |= dict.fromkeys(("fronts", "elastic", "batches", "sharing", "embeds", "asynchronous"), False) | changes
+    """The checked parts of vLLM's configuration."""
+    options: dict[str, Any] = {"pipeline": 1, "prefill": 1, "quantization": None, "speculative": None}
+    options |= dict.fromkeys(("fronts", "elastic", "batches", "sharing", "embeds", "asynchronous"), False) | changes
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
-            pipeline_parallel_size=given["pipeline"],
-            prefill_context_parallel_size=given["prefill"],
-            local_engines_only=given["fronts"],
-            enable_elastic_ep=given["elastic"],
-            use_ubatching=given["batches"],
+            pipeline_parallel_size=options["pipeline"],
+            prefill_context_parallel_size=options["prefill"],
+            local_engines_only=options["fronts"],
+            enable_elastic_ep=options["elastic"],
+            use_ubatching=options["batches"],
         ),
-        cache_config=SimpleNamespace(kv_sharing_fast_prefill=given["sharing"]),
-        model_config=SimpleNamespace(enable_prompt_embeds=given["embeds"], quantization=given["quantization"]),
-        speculative_config=given["speculative"],
-        scheduler_config=SimpleNamespace(async_scheduling=given["asynchronous"]),
+        cache_config=SimpleNamespace(kv_sharing_fast_prefill=options["sharing"]),
+        model_config=SimpleNamespace(enable_prompt_embeds=options["embeds"], quantization=options["quantization"]),
+        speculative_config=options["speculative"],
+        scheduler_config=SimpleNamespace(async_scheduling=options["asynchronous"]),
     )
 
 

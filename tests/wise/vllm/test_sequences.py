@@ -1,4 +1,4 @@
-"""What a worker adds at each step, laid out as vLLM's runners do; nothing is answered without its edit."""
+"""The additions of a worker at each step, laid out as vLLM's runners do; no answer lacks its edit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wise.router.hybrid import HybridRouter
 from wise.vllm.addition import Addition
 from wise.vllm.requests import carried_edits
 from wise.vllm.runners import observe
-from wise.vllm.sequences import Followed, ServedMemory
+from wise.vllm.sequences import FollowedSequences, ServedMemory
 
 STEP = 64
 """Tokens of the longest step."""
@@ -33,7 +33,7 @@ def router() -> HybridRouter:
 
 
 class RunnerV1:
-    """Lays out steps with the names that vLLM's first runner has; its layer counts what is added to it."""
+    """Lays out steps with the names of vLLM's first runner; its layer records the additions."""
 
     def __init__(self, addition: Addition) -> None:
         self.addition, self.skips_layer, self.skips_layout = addition, False, False
@@ -42,7 +42,7 @@ class RunnerV1:
         self.output = torch.zeros(0)
 
     def _prepare_inputs(self, scheduler_output: Any, num_scheduled_tokens: np.ndarray) -> None:
-        """Nothing is left to do: `execute_model` has laid it out."""
+        """Does nothing: `execute_model` has laid out the step."""
 
     def execute_model(self, scheduled: Any) -> Tensor:
         self.input_batch.req_ids = list(scheduled.num_scheduled_tokens)
@@ -76,10 +76,10 @@ class RunnerV2(RunnerV1):
 
 
 @pytest.fixture(params=[RunnerV1, RunnerV2], ids=["V1", "V2"])
-def worker(request: pytest.FixtureRequest, router: HybridRouter) -> tuple[Any, Followed]:
-    """A runner that is observed, and what is followed in it, with version 3 loaded."""
+def worker(request: pytest.FixtureRequest, router: HybridRouter) -> tuple[Any, FollowedSequences]:
+    """An observed runner, and its followed sequences, with version 3 loaded."""
     addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
-    followed = Followed(addition, record=True)
+    followed = FollowedSequences(addition, record=True)
     followed.memories[3, "default"] = ServedMemory(state=STATE, router=router)
     runner = request.param(addition)
     assert observe(runner, followed) == request.param.__name__[-2:]
@@ -106,7 +106,7 @@ def step(
     )
 
 
-def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
+def reference(router: HybridRouter, ids: list[int]) -> Tensor:
     """`[n, d]`: what the library adds at each token."""
     row = np.array(ids)
     out = torch.zeros(len(ids), WIDTH)
@@ -117,12 +117,12 @@ def wanted(router: HybridRouter, ids: list[int]) -> Tensor:
     return out
 
 
-def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tuple[Any, FollowedSequences]) -> None:
     runner, followed = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     ids = [*prompt, 70, 71, 33]
-    own, cut = wanted(router, ids), len(prompt) - 3
-    assert own.any(1).sum() >= 3
+    expected, cut = reference(router, ids), len(prompt) - 3
+    assert expected.any(1).sum() >= 3
     new = {"other": ([33] * 4, None), "a": (prompt, carried(router, prompt))}
     pieces = [
         runner.execute_model(step(("other", [33] * 4, 0), ("a", prompt[:cut], 0), new=new))[4:],
@@ -130,42 +130,48 @@ def test_what_is_added_is_what_the_library_adds(router: HybridRouter, worker: tu
         runner.execute_model(step(("other", [33], 5), ("a", [70, 9, 9], len(prompt))))[1:2],  # two drafts are refused
         runner.execute_model(step(("a", [71, 33], len(prompt) + 1))),
     ]
-    assert torch.equal(torch.cat(pieces), own)
-    assert followed.recorded is not None and sorted(followed.recorded["a"]) == own.any(1).nonzero()[:, 0].tolist()
+    assert torch.equal(torch.cat(pieces), expected)
+    assert followed.recorded is not None and sorted(followed.recorded["a"]) == expected.any(1).nonzero()[:, 0].tolist()
     assert "other" not in followed.recorded
 
 
-def test_cached_tokens_are_known_without_being_read(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+def test_cached_tokens_are_known_without_being_read(
+    router: HybridRouter, worker: tuple[Any, FollowedSequences]
+) -> None:
     runner, _ = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     last = len(prompt) - 1
     out = runner.execute_model(step(("a", prompt[last:], last), new={"a": (prompt, carried(router, prompt))}))
-    assert torch.equal(out, wanted(router, prompt)[last:]) and out.any()
+    assert torch.equal(out, reference(router, prompt)[last:]) and out.any()
 
 
-def test_what_was_read_stays_known_when_it_is_read_again(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
-    """A request that lost its place twice may find in the cache what it had read before the first time."""
+def test_what_was_read_stays_known_when_it_is_read_again(
+    router: HybridRouter, worker: tuple[Any, FollowedSequences]
+) -> None:
+    """A request that was preempted twice may find in the cache tokens that it read before the first time."""
     runner, _ = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     ids, length = [*prompt, 70, 71, 33], len(prompt)
     runner.execute_model(step(("a", ids[:-1], 0), new={"a": (prompt, carried(router, prompt))}))
     runner.execute_model(step(("a", ids[: length + 1], 0)))
     out = runner.execute_model(step(("a", ids[length + 2 :], length + 2)))
-    assert torch.equal(out, wanted(router, ids)[length + 2 :])
+    assert torch.equal(out, reference(router, ids)[length + 2 :])
 
 
-def test_a_request_keeps_its_version_when_it_is_dropped(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+def test_a_request_keeps_its_version_when_it_is_dropped(
+    router: HybridRouter, worker: tuple[Any, FollowedSequences]
+) -> None:
     runner, followed = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     followed.drop(3)
     after = runner.execute_model(step(("a", [70], len(prompt))))
-    assert torch.equal(torch.cat([out, after]), wanted(router, [*prompt, 70])) and after.any()
+    assert torch.equal(torch.cat([out, after]), reference(router, [*prompt, 70])) and after.any()
     with pytest.raises(RuntimeError, match="version 3"):
         runner.execute_model(step(("b", prompt, 0), new={"b": (prompt, carried(router, prompt))}))
 
 
-def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[Any, FollowedSequences]) -> None:
     runner, followed = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
@@ -174,7 +180,7 @@ def test_a_request_that_ended_is_forgotten(router: HybridRouter, worker: tuple[A
     assert not followed.wants("a") and not out.any()
 
 
-def test_an_answer_without_its_edit_is_not_given(router: HybridRouter, worker: tuple[Any, Followed]) -> None:
+def test_an_answer_without_its_edit_is_not_given(router: HybridRouter, worker: tuple[Any, FollowedSequences]) -> None:
     runner, _ = worker
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     new = {"a": (prompt, carried(router, prompt))}
@@ -187,11 +193,11 @@ def test_an_answer_without_its_edit_is_not_given(router: HybridRouter, worker: t
     runner.skips_layout = False
     with pytest.raises(RuntimeError, match=f"reads token {len(prompt) + 4}"):
         runner.execute_model(step(("a", [70], len(prompt) + 4)))
-    runner.skips_layer = True  # where nothing is due, nothing is missed
+    runner.skips_layer = True  # without an edit in the step nothing is missing
     assert not runner.execute_model(step(("b", [33], 0), new={"b": ([33], None)})).any()
 
 
-def test_a_probe_is_added_at_the_last_token_of_its_prompt(worker: tuple[Any, Followed]) -> None:
+def test_a_probe_is_added_at_the_last_token_of_its_prompt(worker: tuple[Any, FollowedSequences]) -> None:
     runner, _ = worker
     out = runner.execute_model(step(("p", [1, 2, 3], 0), new={"p": ([1, 2, 3], {"wise": {"probe": True}})}))
     assert out[2].abs().min() > 100 and not out[:2].any()
@@ -200,7 +206,7 @@ def test_a_probe_is_added_at_the_last_token_of_its_prompt(worker: tuple[Any, Fol
 def test_other_ranks_add_nothing_and_need_no_memory(router: HybridRouter) -> None:
     addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=False)
     runner = RunnerV1(addition)
-    observe(runner, Followed(addition))
+    observe(runner, FollowedSequences(addition))
     prompt = conversation_ids(router.inputs.tokenizer, TURNS)
     out = runner.execute_model(step(("a", prompt, 0), new={"a": (prompt, carried(router, prompt))}))
     assert not out.any()
@@ -213,4 +219,4 @@ def test_an_unknown_runner_is_refused() -> None:
 
     addition = Addition(STEP, WIDTH, dtype=torch.float32, device=None, adds=True)
     with pytest.raises(wise.ConfigError, match="model runner"):
-        observe(Runner(), Followed(addition))
+        observe(Runner(), FollowedSequences(addition))

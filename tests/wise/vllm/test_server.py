@@ -1,4 +1,4 @@
-"""vLLM's own server with the middleware, for real: it answers with the edits of a store, and with those that come."""
+"""vLLM's own server with the middleware, for real: it answers with the edits of a store, also with new ones."""
 
 from __future__ import annotations
 
@@ -75,9 +75,9 @@ def answer(client: httpx.Client) -> tuple[int, str, list[str]]:
     body = {"model": "demo", "prompt": FRANCE, "max_tokens": 8, "temperature": 0, "stream": True}
     lines = client.post("/v1/completions", json=body).text.splitlines()
     events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    told = events[-1]["wise"]
+    metadata = events[-1]["wise"]
     text = "".join(choice["text"] for event in events for choice in event["choices"])
-    return told["version"], text, [edit["target"] for edit in told["edits"][0]]
+    return metadata["version"], text, [edit["target"] for edit in metadata["edits"][0]]
 
 
 def test_a_server_of_vllm_answers_with_a_store_that_changes(tmp_path: Path) -> None:
@@ -87,10 +87,10 @@ def test_a_server_of_vllm_answers_with_a_store_that_changes(tmp_path: Path) -> N
         trained(store, model)
         with serving(tmp_path / "store", tmp_path / "log", model.target_module.path) as client:
             assert answer(client) == (1, " Lyon.", ["Lyon"])
-            other = {"X-Wise-Namespace": "other"}
-            assert client.get("/v1/models", headers=other | {"Authorization": "none"}).status_code == 401
-            told = client.post("/v1/completions", json={"model": "demo", "prompt": FRANCE}, headers=other)
-            assert told.status_code == 404 and "there are: default" in told.json()["error"]["message"]
+            headers = {"X-Wise-Namespace": "other"}
+            assert client.get("/v1/models", headers=headers | {"Authorization": "none"}).status_code == 401
+            refusal = client.post("/v1/completions", json={"model": "demo", "prompt": FRANCE}, headers=headers)
+            assert refusal.status_code == 404 and "there are: default" in refusal.json()["error"]["message"]
             body = {"edits": [{"prompt": FRANCE, "target": "Nice", "subject": "France"}]}
             assert client.post("/v1/edits", json=body).status_code == 202
             trained(store, model)

@@ -6,12 +6,12 @@ const SCOPES = ["reader", "editor", "admin"];
 export const may = (scope) => SCOPES.indexOf(session.scope) >= SCOPES.indexOf(scope);
 
 export async function request(path, { body, method, raw, signal, headers } = {}) {
-  const sent = body === undefined ? undefined : raw ? body : JSON.stringify(body);
+  const content = body === undefined ? undefined : raw ? body : JSON.stringify(body);
   const type = raw ? "application/octet-stream" : "application/json";
   let answer;
   try {
     answer = await fetch(path, {
-      method: method || (body === undefined ? "GET" : "POST"), body: sent, signal,
+      method: method || (body === undefined ? "GET" : "POST"), body: content, signal,
       headers: { Authorization: `Bearer ${session.token}`, ...(body === undefined ? {} : { "Content-Type": type }), ...headers },
     });
   } catch (error) {
@@ -19,15 +19,15 @@ export async function request(path, { body, method, raw, signal, headers } = {})
     throw new Error("The service cannot be reached; see that it runs");
   }
   if (answer.ok) return answer;
-  const told = await answer.json().catch(() => null);
-  const error = new Error(told?.error?.message ?? `The service answered ${answer.status} ${answer.statusText}`);
+  const answerBody = await answer.json().catch(() => null);
+  const error = new Error(answerBody?.error?.message ?? `The service answered ${answer.status} ${answer.statusText}`);
   error.status = answer.status;
   throw error;
 }
 
 export const call = async (path, body, method) => (await request(path, { body, method })).json();
 
-// What a stream of server-sent events brings, as it comes: the data of each event.
+// The data of each event of a stream of server-sent events, as it comes.
 export async function* events(answer) {
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";

@@ -1,4 +1,4 @@
-// The chat: turns that stream in, can be stopped, and name the edits that wrote their words. On a base without a chat
+// The chat: answers stream in, can be stopped, and name the edits that wrote their words. On a base without a chat
 // template each message is a text that the model continues.
 
 import { call, events, request, session } from "./api.js";
@@ -7,9 +7,9 @@ import { act, dismiss, notice } from "./notices.js";
 import { showEdit } from "./edits.js";
 
 let turns = [];          // of this conversation, as the service takes them
-let running = null;      // what stops the answer that is streaming
+let running = null;      // the controller that stops the streaming answer
 
-export function connected() {
+export function onConnect() {
   say($("chat-title"), session.chat ? "Chat" : "Completions");
   $("with-system").hidden = !session.chat;
   say($("chat-options").firstElementChild, session.chat ? "System message and length" : "Length");
@@ -30,37 +30,37 @@ async function send() {
   $("send").disabled = true;
   dismiss("chat");
   turns.push({ role: "user", content: words });
-  const asked = session.chat ? messages() : words, conversation = turns;  // which may be over before the answer is
-  const mine = turn("user", "You", words), answer = turn("assistant", "Model", "");
+  const question = session.chat ? messages() : words, conversation = turns;  // it may end before the answer does
+  const userTurn = turn("user", "You", words), answer = turn("assistant", "Model", "");
   answer.box.setAttribute("aria-busy", "true");
-  const got = { text: "", routes: null, edits: [], version: null, finish: null };
+  const result = { text: "", routes: null, edits: [], version: null, finish: null };
   try {
-    await stream(asked, answer, got);
+    await stream(question, answer, result);
   } catch (error) {
     if (!running.signal.aborted) notice("chat", "problem", error.message);
-    got.finish ??= running.signal.aborted ? "stopped" : "failed";
+    result.finish ??= running.signal.aborted ? "stopped" : "failed";
   }
   answer.box.removeAttribute("aria-busy");
-  const spoke = finish(answer, got, asked);
-  if (session.chat && got.text) conversation.push({ role: "assistant", content: got.text });
+  const sentence = finish(answer, result, question);
+  if (session.chat && result.text) conversation.push({ role: "assistant", content: result.text });
   else conversation.pop();
-  if (!got.text && got.finish === "failed") {  // nothing came: the words go back to be sent again
+  if (!result.text && result.finish === "failed") {  // nothing came: the words go back to be sent again
     $("words").value ||= words;
-    mine.item.remove();
+    userTurn.item.remove();
     answer.item.remove();
   }
-  say($("chat-said"), `${got.text || "No answer"}${got.finish === "stopped" ? ". Stopped." : ""}${spoke ? `. ${spoke}` : ""}`);
+  say($("chat-said"), `${result.text || "No answer"}${result.finish === "stopped" ? ". Stopped." : ""}${sentence ? `. ${sentence}` : ""}`);
   running = null;
   if (document.activeElement === $("stop")) $("words").focus();
   $("stop").hidden = true;
   $("send").disabled = false;
 }
 
-async function stream(asked, answer, got) {
+async function stream(question, answer, result) {
   const body = {
     model: session.model, stream: true, stream_options: { include_usage: true }, temperature: 0,
     max_tokens: Number($("longest").value) || 128, wise: { routes: true },
-    ...(session.chat ? { messages: asked } : { prompt: asked }),
+    ...(session.chat ? { messages: question } : { prompt: question }),
   };
   const path = session.chat ? "/v1/chat/completions" : "/v1/completions";
   for await (const data of events(await request(path, { body, signal: running.signal }))) {
@@ -68,54 +68,54 @@ async function stream(asked, answer, got) {
     const chunk = JSON.parse(data), choice = chunk.choices?.[0];
     if (chunk.error) throw new Error(chunk.error.message);
     const text = choice?.delta?.content ?? choice?.text ?? "";
-    if (choice?.finish_reason) got.finish = choice.finish_reason;
+    if (choice?.finish_reason) result.finish = choice.finish_reason;
     if (chunk.wise) {
-      [got.routes, got.edits, got.version] = [chunk.wise.routes?.[0], chunk.wise.edits?.[0] ?? [], chunk.wise.version];
-      got.finish = chunk.wise.finish_reasons?.[0] ?? got.finish;
+      [result.routes, result.edits, result.version] = [chunk.wise.routes?.[0], chunk.wise.edits?.[0] ?? [], chunk.wise.version];
+      result.finish = chunk.wise.finish_reasons?.[0] ?? result.finish;
     }
     if (!text) continue;
     const near = innerHeight + scrollY >= document.body.scrollHeight - 80;
-    got.text += text;
+    result.text += text;
     answer.text.append(text);
     if (near) scrollTo({ top: document.body.scrollHeight });
   }
 }
 
 function turn(role, name, text) {
-  const said = node("div", { class: "said" }, text), more = node("div", { class: "more" });
-  const box = node("div", { class: "turn" }, node("span", { class: "who" }, name), said, more);
+  const textBox = node("div", { class: "said" }, text), more = node("div", { class: "more" });
+  const box = node("div", { class: "turn" }, node("span", { class: "who" }, name), textBox, more);
   const item = node("li", { class: role }, box);
   $("turns").append(item);
   item.scrollIntoView({ block: "nearest" });
-  return { item, box, text: said, more };
+  return { item, box, text: textBox, more };
 }
 
-// Marks the words that edits wrote, and says below which they were. Returns that as a sentence.
-function finish(answer, got, asked) {
-  const parts = got.routes ? written(got.text, got.routes) : [{ by: null, text: got.text }];
+// Marks the words that edits wrote, and names these edits below the answer. Returns the names as a sentence.
+function finish(answer, result, question) {
+  const parts = result.routes ? partsByEdit(result.text, result.routes) : [{ by: null, text: result.text }];
   const writers = [...new Set(parts.map((part) => part.by).filter((by) => by !== null))];
-  const known = new Map(got.edits.map((edit) => [edit.id, edit]));
+  const edits = new Map(result.edits.map((edit) => [edit.id, edit]));
   answer.text.replaceChildren(...parts.map(({ by, text }) => by === null ? text : node("mark", {
     class: "spoke", hue: hue(by), title: `written by edit ${writers.indexOf(by) + 1}`,
   }, text, node("sup", {}, String(writers.indexOf(by) + 1)))));
-  if (!got.text) answer.text.replaceChildren(node("span", { class: "soft" }, "(nothing)"));
-  const nameOf = (id) => (known.has(id) ? `${known.get(id).prompt} \u2192 ${known.get(id).target}` : id);
+  if (!result.text) answer.text.replaceChildren(node("span", { class: "soft" }, "(nothing)"));
+  const nameOf = (id) => (edits.has(id) ? `${edits.get(id).prompt} \u2192 ${edits.get(id).target}` : id);
   const key = writers.map((id, i) => node("li", { hue: hue(id) }, node("i", { "aria-hidden": "true" }), `${i + 1} `,
-    known.has(id) ? node("button", { type: "button", class: "link", onclick: () => act("chat", null, () => showEdit(id)) }, nameOf(id)) : nameOf(id)));
-  const end = { length: "cut off at the longest answer", deadline: "cut off: its time was over", stopped: "stopped", failed: "cut off by an error" }[got.finish];
-  const told = [got.version === null ? null : `version ${got.version}`, got.routes && !key.length ? "only the base spoke" : null, end];
+    edits.has(id) ? node("button", { type: "button", class: "link", onclick: () => act("chat", null, () => showEdit(id)) }, nameOf(id)) : nameOf(id)));
+  const end = { length: "cut off at the longest answer", deadline: "cut off: its time was over", stopped: "stopped", failed: "cut off by an error" }[result.finish];
+  const notes = [result.version === null ? null : `version ${result.version}`, result.routes && !key.length ? "only the base spoke" : null, end];
   answer.more.replaceChildren(
     ...(key.length ? [node("ul", { class: "key", "aria-label": "Edits that spoke" }, key)] : []),
-    node("p", { class: "meta" }, told.filter(Boolean).join(" \u00b7 ")),
+    node("p", { class: "meta" }, notes.filter(Boolean).join(" \u00b7 ")),
     ...(key.length ? [node("div", { class: "acts" }, node("button", { type: "button", class: "small", onclick: (event) =>
-      act("chat", event.target, () => compare(asked, event.target)) }, "Without edits"))] : []),
-    ...(got.routes ? scores(got.routes) : []));
+      act("chat", event.target, () => compare(question, event.target)) }, "Without edits"))] : []),
+    ...(result.routes ? scores(result.routes) : []));
   return writers.map((id) => `An edit spoke: ${nameOf(id)}`).join(". ");
 }
 
 // The text in parts, each with the edit that wrote it, or null: a token is written by the edit that was active when the
-// token before it was read. A slot that several edits share does not say which of them it was.
-function written(text, routes) {
+// token before it was read. If several edits share the slot, it is not known which of them wrote it.
+function partsByEdit(text, routes) {
   const parts = [];
   let at = 0;
   for (let i = 0; i < routes.length && at < text.length; i++) {
@@ -129,11 +129,11 @@ function written(text, routes) {
   return parts;
 }
 
-async function compare(asked, button) {
-  const told = await call("/v1/ask", { prompts: [asked], model: session.model, ...(session.chat ? {} : { chat: false }) });
-  const box = node("p", { class: "base" }, node("span", { class: "who" }, "Without edits"), ` ${told.answers[0].before || "(nothing)"}`);
+async function compare(question, button) {
+  const comparison = await call("/v1/ask", { prompts: [question], model: session.model, ...(session.chat ? {} : { chat: false }) });
+  const box = node("p", { class: "base" }, node("span", { class: "who" }, "Without edits"), ` ${comparison.answers[0].before || "(nothing)"}`);
   button.closest(".acts").replaceWith(box);
-  say($("chat-said"), `Without edits: ${told.answers[0].before}`);
+  say($("chat-said"), `Without edits: ${comparison.answers[0].before}`);
 }
 
 function scores(routes) {

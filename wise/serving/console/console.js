@@ -1,4 +1,4 @@
-// The console: works the service's own routes with the token that it is given, and holds no state of its own.
+// The console: uses the service's routes with the user's token, and holds no state of its own.
 
 import { call, events, request, session } from "./api.js";
 import * as chat from "./chat.js";
@@ -8,17 +8,17 @@ import * as editing from "./editing.js";
 import * as files from "./files.js";
 import { notice, trouble } from "./notices.js";
 import * as service from "./service.js";
-import { signedOut, signIn } from "./signin.js";
+import { signOut, signIn } from "./signin.js";
 import { open } from "./tabs.js";
 import * as versions from "./versions.js";
 
 const EVERY = 2000;      // milliseconds between two looks at the metrics
 const AGAIN = 1500;      // milliseconds until a lost stream of events is opened again
 let following = null;
-const waiting = [];      // events that were not worked off yet
+const waiting = [];      // events that are not processed yet
 let working = false;
 
-// What a token may not see is not shown: a part that is refused has no tab.
+// Hides the tabs whose routes the token may not use.
 async function allowed(tab, work) {
   try {
     await work();
@@ -32,19 +32,19 @@ async function allowed(tab, work) {
 
 async function showModels() {
   const models = (await call("/v1/models")).data;
-  const names = models.map((one) => one.id);
+  const names = models.map((model) => model.id);
   if (!session.model) session.model = names[0];
   else if (!names.includes(session.model)) names.push(session.model);  // without live edits: it stays chosen
   const options = names.map((name) => [name, name.split("@")[1] ?? "default"]);
-  const known = [...$("space").options].map((option) => option.value);
-  if (known.join("\n") !== names.join("\n")) {
+  const spaces = [...$("space").options].map((option) => option.value);
+  if (spaces.join("\n") !== names.join("\n")) {
     $("space").replaceChildren(...options.map(([value, text]) => node("option", { value }, text)));
   }
   $("space").value = session.model;
   say($("model"), names[0]?.split("@")[0] ?? "");
   session.chat = models[0]?.chat ?? false;
-  chat.connected();
-  editing.connected();
+  chat.onConnect();
+  editing.onConnect();
 }
 
 async function showVersions() {
@@ -55,20 +55,20 @@ async function showVersions() {
 
 // on: null while it connects.
 function status(on) {
-  const told = on === null ? "connecting" : on ? "connected" : "not connected";
+  const label = on === null ? "connecting" : on ? "connected" : "not connected";
   $("status").className = `dot ${on === null ? "" : on ? "on" : "off"}`;
-  $("status").setAttribute("aria-label", told);
-  $("status").title = told;
+  $("status").setAttribute("aria-label", label);
+  $("status").title = label;
   if (on) $("facts").hidden = false;
 }
 
-async function follow(mine) {
+async function follow(connection) {
   let since = null;
-  while (!mine.signal.aborted) {
+  while (!connection.signal.aborted) {
     try {
       await Promise.all([showModels(), showVersions(), edits.search()]);
       const path = since === null ? "/v1/events" : `/v1/events?since=${since}`;
-      const answer = await request(path, { signal: mine.signal });
+      const answer = await request(path, { signal: connection.signal });
       status(true);
       trouble("service", "");
       for await (const data of events(answer)) {
@@ -79,10 +79,10 @@ async function follow(mine) {
         work();
       }
     } catch (error) {
-      if (mine.signal.aborted) return;
+      if (connection.signal.aborted) return;
       if (error.status === 401) {
         status(false);
-        return signedOut(error.message);
+        return signOut(error.message);
       }
       trouble("service", `${error.message}; the page connects again by itself`);
     }
@@ -91,12 +91,12 @@ async function follow(mine) {
   }
 }
 
-// What came while the last events were worked off is worked off together.
+// Processes events; those that come meanwhile are processed together afterwards.
 async function work() {
   if (working) return;
   working = true;
   try {
-    while (waiting.length) await happened(waiting.splice(0));
+    while (waiting.length) await onEvents(waiting.splice(0));
   } catch (error) {
     notice("service", "problem", error.message);
   } finally {
@@ -104,17 +104,17 @@ async function work() {
   }
 }
 
-async function happened(told) {
-  const changed = [...new Set(told.map((event) => event.edit).filter(Boolean))];
-  files.happened(told);
-  edits.happened(told);
+async function onEvents(newEvents) {
+  const changed = [...new Set(newEvents.map((event) => event.edit).filter(Boolean))];
+  files.onEvents(newEvents);
+  edits.onEvents(newEvents);
   await edits.refresh(changed);
-  service.happened(told, await edits.names(changed));
-  if (told.some((event) => event.version !== null)) await Promise.all([showVersions(), showModels()]);
+  service.onEvents(newEvents, await edits.names(changed));
+  if (newEvents.some((event) => event.version !== null)) await Promise.all([showVersions(), showModels()]);
 }
 
 async function look() {
-  await service.look().catch(() => {});  // said by the stream of events
+  await service.look().catch(() => {});  // the stream of events reports it
   await allowed("tab-service", service.measure).catch(() => {});
 }
 

@@ -1,16 +1,16 @@
-// Elements: made in one call, and lists that are updated by key, so that focus and open parts stay.
+// Elements that are made in one call, and lists that are updated by key, so that focus and open parts stay.
 
 export const $ = (id) => document.getElementById(id);
 
 export function node(tag, attributes = {}, ...children) {
-  const made = document.createElement(tag);
+  const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
-    if (name === "hue") made.style.setProperty("--hue", value);
-    else if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
-    else if (value !== false && value != null) made.setAttribute(name, value === true ? "" : value);
+    if (name === "hue") element.style.setProperty("--hue", value);
+    else if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (value !== false && value != null) element.setAttribute(name, value === true ? "" : value);
   }
-  made.append(...children.flat().filter((child) => child != null));
-  return made;
+  element.append(...children.flat().filter((child) => child != null));
+  return element;
 }
 
 // Sets a text only if it differs: an element that stays the same is not read out again.
@@ -18,14 +18,15 @@ export function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-// Brings a list to hold one element for each item, in this order. An element of a known key is kept and updated; none
-// that stays in its order is moved, so focus, selection and what is open stay. If the focused one goes, the list gets it.
+// Makes a list hold one element for each item, in this order. An element of a known key is updated. It is moved only if
+// its order changes, so that focus, selection and open parts stay. If the focused element is removed, the list gets the
+// focus.
 export function keyed(list, items, key, make, update) {
   const focused = document.activeElement;
-  const known = new Map([...list.children].map((child) => [child.dataset.key, child]));
-  const wanted = items.map((item) => {
+  const previous = new Map([...list.children].map((child) => [child.dataset.key, child]));
+  const elements = items.map((item) => {
     const id = String(key(item));
-    let element = known.get(id);
+    let element = previous.get(id);
     if (!element) {
       element = make(item);
       element.dataset.key = id;
@@ -33,18 +34,18 @@ export function keyed(list, items, key, make, update) {
     update(element, item);
     return element;
   });
-  const kept = new Set(wanted);
-  const had = list.contains(focused);
-  for (const child of [...list.children]) if (!kept.has(child)) child.remove();
+  const listed = new Set(elements);
+  const hadFocus = list.contains(focused);
+  for (const child of [...list.children]) if (!listed.has(child)) child.remove();
   let at = list.firstElementChild;
-  for (const element of wanted) {
+  for (const element of elements) {
     if (element === at) at = at.nextElementSibling;
     else list.insertBefore(element, at);
   }
-  if (had && !list.contains(document.activeElement)) list.focus({ preventScroll: true });
+  if (hadFocus && !list.contains(document.activeElement)) list.focus({ preventScroll: true });
 }
 
-// Shows or hides a control; one that is hidden while it has the focus gives it to `instead`.
+// Shows or hides a control. If it is hidden while it has the focus, `instead` gets the focus.
 export function show(element, shown, instead) {
   if (!shown && instead && element.contains(document.activeElement)) instead.focus({ preventScroll: true });
   element.hidden = !shown;

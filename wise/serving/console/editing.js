@@ -1,4 +1,4 @@
-// A new edit: previewed in the words of its form, then committed.
+// A new edit: previewed as the form describes it, then committed.
 
 import { call, request, session } from "./api.js";
 import { $, node, say } from "./dom.js";
@@ -7,13 +7,13 @@ import { broken, formsTable } from "./forms.js";
 import { act } from "./notices.js";
 
 const HINT = "A preview changes nothing; it must be good before the edit can be committed.";
-let running = null;      // what ends the preview that is running
-let previewed = null;    // what Commit submits: the edit of a good preview, and where it was previewed
+let running = null;      // the controller that ends the running preview
+let previewed = null;    // the body that Commit submits: the edit and the model of a good preview
 
 const lines = (id) => $(id).value.split("\n").map((line) => line.trim()).filter(Boolean);
 const moment = (id) => ($(id).value ? new Date($(id).value).toISOString() : null);
 
-function wanted() {
+function editOfForm() {
   const optional = { subject: $("subject").value.trim(), reason: $("reason").value.trim(), valid_from: moment("valid-from"), valid_until: moment("valid-until") };
   return {
     prompt: $("prompt").value, target: $("target").value, aliases: lines("aliases"),
@@ -22,21 +22,21 @@ function wanted() {
   };
 }
 
-export function connected() {
+export function onConnect() {
   say($("prompt-hint"), session.chat ? "a question as users ask it" : "a text that ends right before the answer");
 }
 
 async function preview() {
-  const edit = wanted(), begun = performance.now(), mine = running = new AbortController();
-  const tick = () => say($("preview-progress"), `The editor tries it: ${Math.round((performance.now() - begun) / 1000)} s`);
+  const edit = editOfForm(), startTime = performance.now(), controller = running = new AbortController();
+  const tick = () => say($("preview-progress"), `The editor tries it: ${Math.round((performance.now() - startTime) / 1000)} s`);
   tick();
   const timer = setInterval(tick, 1000);
   $("cancel").hidden = false;
   try {
     const { model } = session, body = { edit, model, prompts: lines("probes") };
-    await show(edit, model, await (await request("/v1/edits/preview", { body, signal: mine.signal })).json());
+    await show(edit, model, await (await request("/v1/edits/preview", { body, signal: controller.signal })).json());
   } catch (error) {
-    if (!mine.signal.aborted) throw error;
+    if (!controller.signal.aborted) throw error;
   } finally {
     clearInterval(timer);
     $("cancel").hidden = true;
@@ -44,23 +44,23 @@ async function preview() {
   }
 }
 
-async function show(edit, model, told) {
-  const replaced = await names(told.replaced), same = model === session.model && JSON.stringify(wanted()) === JSON.stringify(edit);
-  const good = ["verified", "partial"].includes(told.outcome.status), wrong = broken(told.outcome).length;
-  const said = [
+async function show(edit, model, result) {
+  const replaced = await names(result.replaced), unchanged = model === session.model && JSON.stringify(editOfForm()) === JSON.stringify(edit);
+  const good = ["verified", "partial"].includes(result.outcome.status), wrong = broken(result.outcome).length;
+  const sentences = [
     good ? "Nothing is changed yet." : "The model does not learn it; other words may help.",
-    wrong ? `${wrong} of ${Object.keys(told.outcome.holds).length} are not as promised.` : "",
-    same ? "" : "The form was changed since: preview it again.",
-    told.replaced.length ? `It would replace ${told.replaced.map((id) => `\u201c${replaced.get(id) ?? id}\u201d`).join(", ")}.` : "",
+    wrong ? `${wrong} of ${Object.keys(result.outcome.holds).length} are not as promised.` : "",
+    unchanged ? "" : "The form was changed since: preview it again.",
+    result.replaced.length ? `It would replace ${result.replaced.map((id) => `\u201c${replaced.get(id) ?? id}\u201d`).join(", ")}.` : "",
   ];
   $("previewed").replaceChildren(
-    node("p", { class: "verdict", role: "status" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, told.outcome.status), ` ${said.filter(Boolean).join(" ")}`),
-    formsTable(edit, told.outcome, told.answers.slice(1 + edit.paraphrases.length)) ?? "");
-  offer(good && same ? { edits: [edit], model } : null);
+    node("p", { class: "verdict", role: "status" }, node("span", { class: `chip ${good ? "live" : "failed"}` }, result.outcome.status), ` ${sentences.filter(Boolean).join(" ")}`),
+    formsTable(edit, result.outcome, result.answers.slice(1 + edit.paraphrases.length)) ?? "");
+  offer(good && unchanged ? { edits: [edit], model } : null);
   $("previewed").scrollIntoView({ block: "nearest" });
 }
 
-// Null until the next preview.
+// body: for Commit; null until the next preview.
 function offer(body) {
   previewed = body;
   $("commit").disabled = !body;

@@ -8,46 +8,46 @@ import { open } from "./tabs.js";
 
 const ERASED = "(erased)";  // stands for a text that was erased
 const PAGE = 50;
-const ASKED = 5;         // edits that are asked for to be named
-const EMPTY = 10;        // pages without a find that a search reads on by itself
-let found = [];          // edits as the service has them, the newest first
+const MOST_ASKED = 5;    // edits that are requested for their names
+const EMPTY = 10;        // empty pages that a search reads by itself
+let edits = [];          // edits as the service has them, the newest first
 let after = null;        // where the next page begins
 let searches = 0;
-let searched = conditions();  // of the last search, whatever was typed since
-const submitted = new Map();  // ticket -> what to call an edit that was submitted here, until it is live or failed
+let searched = conditions();  // of the last search, not those typed since
+const submitted = new Map();  // ticket -> name of an edit that was submitted here, until it is live or failed
 
 function conditions() {
-  const given = new URLSearchParams({ newest: "true", limit: String(PAGE) });
-  for (const [name, value] of new FormData($("filters"))) if (value.trim()) given.set(name, value.trim());
-  for (const name of ["accepted_from", "accepted_until", "valid_at"]) if (given.has(name)) given.set(name, instant(name, given.get(name)));
-  return given;
+  const parameters = new URLSearchParams({ newest: "true", limit: String(PAGE) });
+  for (const [name, value] of new FormData($("filters"))) if (value.trim()) parameters.set(name, value.trim());
+  for (const name of ["accepted_from", "accepted_until", "valid_at"]) if (parameters.has(name)) parameters.set(name, instant(name, parameters.get(name)));
+  return parameters;
 }
 
-// What a field of a form means, in the reader's own time zone; `until` a day is up to its end.
+// The instant that a field of a form means, in the reader's time zone; `until` a day is up to its end.
 function instant(name, value) {
   const at = new Date(value.length === 10 ? `${value}T00:00` : value);
   if (name === "accepted_until") at.setDate(at.getDate() + 1);
   return at.toISOString();
 }
 
-export async function search(wanted = searched) {
-  const mine = ++searches;
-  searched = wanted;
-  found = [];
+export async function search(query = searched) {
+  const number = ++searches;
+  searched = query;
+  edits = [];
   after = null;
-  await more(mine);
+  await more(number);
 }
 
-async function more(mine = searches) {
+async function more(number = searches) {
   say($("found"), "Searching \u2026");
   let page;
   try {
     for (let i = 0; i < EMPTY; i++) {
-      const given = new URLSearchParams(searched);
-      if (after !== null) given.set("after", String(after));
-      page = await call(`/v1/edits?${given}`);
-      if (mine !== searches) return;  // a newer search took over
-      found.push(...page.data);
+      const parameters = new URLSearchParams(searched);
+      if (after !== null) parameters.set("after", String(after));
+      page = await call(`/v1/edits?${parameters}`);
+      if (number !== searches) return;  // a newer search took over
+      edits.push(...page.data);
       after = page.has_more ? page.next_after : null;
       if (page.data.length || after === null) break;
     }
@@ -59,14 +59,14 @@ async function more(mine = searches) {
 }
 
 function draw() {
-  keyed($("list"), found, (edit) => edit.ticket, make, update);
+  keyed($("list"), edits, (edit) => edit.ticket, make, update);
   const more = after === null ? "" : "; older ones were not searched yet", all = [...searched.keys()].length === 2;
   const none = after !== null ? "None so far" : all ? "There are no edits yet." : "No edit was found.";
-  say($("found"), (found.length ? `${found.length} edit${found.length === 1 ? "" : "s"}` : none) + more);
+  say($("found"), (edits.length ? `${edits.length} edit${edits.length === 1 ? "" : "s"}` : none) + more);
   show($("more"), after !== null, $("list"));
 }
 
-function make(edit) {
+function make() {
   const item = node("li", {}), parts = {
     chip: node("span"), flag: node("span", { class: "chip warn" }), what: node("span", { class: "what" }), meta: node("div", { class: "meta" }), body: node("div", { class: "body" }),
     replace: node("button", { type: "button", class: "small", onclick: (event) => replace(item, event.target) }, "Replace"),
@@ -103,8 +103,8 @@ function update(item, edit) {
 const erased = (edit) => edit.prompt === ERASED && edit.target === ERASED;
 
 function about(edit) {
-  const wrong = broken(edit.outcome), said = edit.outcome?.answer == null ? "" : `it said \u201c${edit.outcome.answer}\u201d`;
-  const why = { failed: edit.outcome?.why ?? said, superseded: "a later edit took its place" }[edit.status];
+  const wrong = broken(edit.outcome), answer = edit.outcome?.answer == null ? "" : `it said \u201c${edit.outcome.answer}\u201d`;
+  const why = { failed: edit.outcome?.why ?? answer, superseded: "a later edit took its place" }[edit.status];
   const promised = wrong.length && ["live", "failed"].includes(edit.status) ? `${wrong.length} of ${Object.keys(edit.outcome.holds).length} not as promised` : "";
   return [
     `#${edit.ticket}`, when(edit.accepted_at), edit.author, edit.namespace === "default" ? "" : `namespace ${edit.namespace}`,
@@ -117,11 +117,11 @@ function about(edit) {
 async function detail(item) {
   const shown = `${item.edit.ticket} ${item.edit.status}`;
   if (item.shown === shown) return;
-  const told = await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`);
+  const history = await call(`/v1/edits/${encodeURIComponent(item.edit.id)}`);
   item.shown = shown;
-  const events = told.ticket === item.edit.ticket ? told.events : [];
+  const events = history.ticket === item.edit.ticket ? history.events : [];
   item.parts.body.replaceChildren(...[
-    ...given(item.edit),
+    ...moreDetails(item.edit),
     formsTable(item.edit, item.edit.outcome) ?? node("p", { class: "soft" }, UNKNOWN[item.edit.status] ?? "Nothing is kept of its answers."),
     item.edit.outcome?.also_answers?.length ? node("p", { class: "soft" }, `It also answers: ${item.edit.outcome.also_answers.join("; ")}`) : null,
     events.length ? node("ol", { class: "steps", "aria-label": "Its events" }, events.map((event) =>
@@ -131,16 +131,16 @@ async function detail(item) {
 
 const UNKNOWN = { queued: "It waits to be trained.", training: "It is being trained." };
 
-// What the edit was given besides its prompt and answer, and what its forms do not show.
-function given(edit) {
-  const told = [
+// The fields of an edit besides its prompt and answer that its table of forms does not show.
+function moreDetails(edit) {
+  const details = [
     ["Subject", edit.subject], ["Aliases", edit.aliases.join(", ")], ["Conversation", edit.messages.map((one) => `${one.role}: ${one.content}`).join("\n")],
     ...(edit.outcome?.holds ? [] : [["Paraphrases", edit.paraphrases.join("\n")], ["Neighbours", edit.locality.join("\n")]]),
   ].filter(([, text]) => text);
-  return told.length && !edit.problem ? [node("dl", {}, told.flatMap(([name, text]) => [node("dt", {}, name), node("dd", {}, text)]))] : [];
+  return details.length && !edit.problem ? [node("dl", {}, details.flatMap(([name, text]) => [node("dt", {}, name), node("dd", {}, text)]))] : [];
 }
 
-// Tells what becomes of an edit that was submitted here.
+// Reports each new status of an edit that was submitted here.
 export function follow(edit) {
   submitted.set(edit.ticket, `\u201c${edit.prompt}\u201d \u2192 \u201c${edit.target}\u201d`);
   tell(edit.ticket, edit.status);
@@ -151,7 +151,7 @@ function tell(ticket, state, why) {
   if (["live", "failed", "superseded", "retired"].includes(state)) submitted.delete(ticket);
 }
 
-export function happened(events) {
+export function onEvents(events) {
   for (const { ticket, kind, detail } of events) if (submitted.has(ticket)) tell(ticket, detail.status === "superseded" ? detail.status : kind, detail.why);
 }
 
@@ -180,12 +180,12 @@ async function remove(edit) {
   notice("edit", "done", `The edit is deleted, in version ${version.number}.`);
 }
 
-// Opens the tab with one edit, whatever was searched for.
+// Opens the tab of edits at one edit, also if the search does not match it.
 export async function showEdit(id) {
   const edit = await call(`/v1/edits/${encodeURIComponent(id)}`);
   open("edits");
-  if (!found.some((one) => one.ticket === edit.ticket)) {
-    found = [edit, ...found];
+  if (!edits.some((listed) => listed.ticket === edit.ticket)) {
+    edits = [edit, ...edits];
     draw();
   }
   const item = [...$("list").children].find((child) => child.dataset.key === String(edit.ticket));
@@ -194,34 +194,34 @@ export async function showEdit(id) {
   item.scrollIntoView({ block: "center" });
 }
 
-// Edits that events told of: those in the list are read again, and new ones appear if they are searched for.
+// Updates the edits of new events: listed ones are read again, and new ones appear if the search matches them.
 export async function refresh(changed) {
-  const known = new Set(found.map((edit) => edit.id));
-  const mine = searches;
+  const listedIds = new Set(edits.map((edit) => edit.id));
+  const number = searches;
   const page = await call(`/v1/edits?${searched}`);
-  if (mine !== searches) return;
+  if (number !== searches) return;
   const fresh = new Map(page.data.map((edit) => [edit.ticket, edit]));
   for (const id of changed.slice(0, PAGE)) {
-    if (known.has(id) && ![...fresh.values()].some((edit) => edit.id === id)) {
+    if (listedIds.has(id) && ![...fresh.values()].some((edit) => edit.id === id)) {
       const edit = await call(`/v1/edits/${encodeURIComponent(id)}`);
       fresh.set(edit.ticket, edit);
     }
   }
-  const rest = found.filter((edit) => !fresh.has(edit.ticket));
+  const rest = edits.filter((edit) => !fresh.has(edit.ticket));
   const matching = new Set(page.data.map((edit) => edit.ticket));
-  found = [...[...fresh.values()].filter((edit) => matching.has(edit.ticket) || found.some((one) => one.ticket === edit.ticket)), ...rest]
+  edits = [...[...fresh.values()].filter((edit) => matching.has(edit.ticket) || edits.some((listed) => listed.ticket === edit.ticket)), ...rest]
     .sort((a, b) => b.ticket - a.ticket);
   draw();
 }
 
-// What to call edits in a line: those in the list, and a few others that are asked for.
+// Names of edits, by id: of those in the list, and of a few others that are requested.
 export async function names(ids) {
-  const known = new Map(found.map((edit) => [edit.id, edit]));
-  for (const id of ids.filter((one) => !known.has(one)).slice(0, ASKED)) {
+  const editsById = new Map(edits.map((edit) => [edit.id, edit]));
+  for (const id of ids.filter((editId) => !editsById.has(editId)).slice(0, MOST_ASKED)) {
     const edit = await call(`/v1/edits/${encodeURIComponent(id)}`).catch(() => null);
-    if (edit) known.set(id, edit);
+    if (edit) editsById.set(id, edit);
   }
-  return new Map([...known].map(([id, edit]) => [id, `${edit.prompt} \u2192 ${edit.target}`]));
+  return new Map([...editsById].map(([id, edit]) => [id, `${edit.prompt} \u2192 ${edit.target}`]));
 }
 
 $("filters").addEventListener("submit", (event) => { event.preventDefault(); act("search", $("search"), () => search(conditions())); });

@@ -1,4 +1,4 @@
-// What an edit did across its forms: said, wordings, neighbours and sister questions, each before and after.
+// The answers across an edit's forms, before and after it: its prompt, wordings, neighbours and sister questions.
 
 import { node } from "./dom.js";
 
@@ -20,17 +20,17 @@ function textOf(edit, label) {
 
 const formOf = (label) => label.replace(/paraphrases\[(\d+)\]/, (_, n) => `paraphrase ${Number(n) + 1}`).replace(/^locality\[(\d+)\]$/, (_, n) => `neighbour ${Number(n) + 1}`).replace(/^sister: .*/, "");
 
-export const broken = (outcome) => Object.entries(outcome?.holds ?? {}).filter(([, held]) => !held).map(([label]) => label);
+export const broken = (outcome) => Object.entries(outcome?.holds ?? {}).filter(([, holds]) => !holds).map(([label]) => label);
 
 export function formsTable(edit, outcome, further = []) {
   const labels = Object.keys(outcome?.holds ?? {});
   if (!labels.length && !further.length) return null;
   const body = [];
   for (const [name, belongs] of GROUPS) {
-    const own = labels.filter(belongs);
-    if (own.length) body.push(head(name), ...own.map((label) => row(edit, outcome, label)));
+    const groupLabels = labels.filter(belongs);
+    if (groupLabels.length) body.push(head(name), ...groupLabels.map((label) => row(edit, outcome, label)));
   }
-  if (further.length) body.push(head("Also asked"), ...further.map((one) => cells(one.prompt, "", one.before, one.after, null)));
+  if (further.length) body.push(head("Also asked"), ...further.map((answer) => cells(answer.prompt, "", answer.before, answer.after, null)));
   return node("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answers before and after the edit" },
     node("table", { class: "forms" }, node("thead", {}, node("tr", {}, ["Asked", "Before", "After", "As promised"].map((name) => node("th", { scope: "col" }, name)))),
       node("tbody", {}, body)));
@@ -44,12 +44,12 @@ function row(edit, outcome, label) {
   return cells(textOf(edit, label), formOf(label), before, after, outcome.holds[label]);
 }
 
-// What was answered; "" is an answer, and undefined was not asked.
+// The text of an answer: "" is an empty answer, and undefined was not asked.
 const shown = (text) => (text === undefined ? "\u2013" : text || "(nothing)");
 
-function cells(text, form, before, after, held) {
+function cells(text, form, before, after, holds) {
   const changed = before !== after;
   return node("tr", {}, node("td", {}, text, form ? node("small", {}, ` ${form}`) : null),
-    node("td", { class: "kept" }, shown(before)), node("td", { class: held === false ? "broken" : changed ? "changed" : "kept" }, changed ? shown(after) : "unchanged"),
-    node("td", {}, held === null ? "" : node("span", { class: `chip ${held ? "live" : "failed"}` }, held ? "yes" : "no")));
+    node("td", { class: "kept" }, shown(before)), node("td", { class: holds === false ? "broken" : changed ? "changed" : "kept" }, changed ? shown(after) : "unchanged"),
+    node("td", {}, holds === null ? "" : node("span", { class: `chip ${holds ? "live" : "failed"}` }, holds ? "yes" : "no")));
 }

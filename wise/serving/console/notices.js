@@ -1,5 +1,5 @@
-// Notices: what went wrong, or was done and can be undone. They stay in sight until they are dismissed; what was done
-// and cannot be undone goes by itself.
+// Notices of problems, and of actions that are done. They stay until they are dismissed; a notice of an action that
+// cannot be undone disappears by itself.
 
 import { $, node } from "./dom.js";
 
@@ -16,14 +16,14 @@ export function notice(about, kind, text, action) {
     node("p", {}), button, node("button", { type: "button", class: "small", "aria-label": "Dismiss", onclick: () => dismiss(about) }, "\u00d7"));
   $("notices").append(box);
   if (kind === "done" && !action) setTimeout(() => box.remove(), SHOWN);
-  box.firstElementChild.textContent = text;  // behind the element, or some screen readers do not say it
+  box.firstElementChild.textContent = text;  // after the element is added, or some screen readers do not read it
 }
 
 export function dismiss(about) {
   for (const box of [...$("notices").children]) if (box.dataset.about === about) box.remove();
 }
 
-// A problem that lasts is said when it begins or changes, and not each time that it is met; "" ends it.
+// Reports a lasting problem when it begins or changes, and not each time that it occurs; "" ends it.
 const lasting = new Map();
 
 export function trouble(about, text) {
@@ -33,7 +33,7 @@ export function trouble(about, text) {
   else dismiss(about);
 }
 
-// Runs what a control stands for: one at a time, and what goes wrong is said and stays in sight.
+// Runs the action of a control, which is disabled meanwhile; an error is shown in a notice.
 export async function act(about, button, work) {
   const back = button && document.activeElement === button;
   if (button) {

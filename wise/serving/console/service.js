@@ -11,14 +11,14 @@ const news = [];
 let last = null;         // counters of the last look
 
 function numbers(text) {
-  const found = {};
+  const values = {};
   for (const line of text.split("\n")) {
     const match = /^(\w+)(?:\{([^}]*)\})? (\S+)$/.exec(line);
     if (!match) continue;
-    found[match[1]] = (found[match[1]] ?? 0) + Number(match[3]);
-    if (match[2]) found[`${match[1]}{${match[2]}}`] = Number(match[3]);
+    values[match[1]] = (values[match[1]] ?? 0) + Number(match[3]);
+    if (match[2]) values[`${match[1]}{${match[2]}}`] = Number(match[3]);
   }
-  return found;
+  return values;
 }
 
 function tile(name, value, alarm = false) {
@@ -71,11 +71,11 @@ export async function measure() {
     tile("wait of the oldest queued edit", now.wise_oldest_queued_seconds ? seconds(now.wise_oldest_queued_seconds) : "\u2013"),
     tile("tokens routed to edits", (now.wise_routed_tokens_total ?? 0).toLocaleString()),
     tile("canary tokens routed to edits", now.wise_canary_tokens ? String(now.wise_canary_false_routes) : "no canaries", now.wise_canary_alarm > 0),
-  ], (one) => one.name, make, update);
+  ], ({ name }) => name, make, update);
   last = { now, at };
 }
 
-// Whether it answers and edits, why not, and how far the editor is.
+// Shows whether the service answers and edits, why not, and the editor's progress.
 export async function look() {
   const { answering, editing, store, editor } = await status();
   trouble("answering", answering ? `Questions are not answered: ${answering}.` : "");
@@ -115,7 +115,7 @@ async function status() {
   return { answering };
 }
 
-export function happened(events, names) {
+export function onEvents(events, names) {
   for (const event of events) news.unshift({ ...event, about: names.get(event.edit) ?? event.edit ?? `version ${event.version}` });
   news.length = Math.min(news.length, NEWS);
   $("no-events").hidden = news.length > 0;

@@ -4,42 +4,42 @@ import { call, session, may } from "./api.js";
 import { $, say } from "./dom.js";
 import { trouble } from "./notices.js";
 
-const KEPT = "wise-token";
-const AGAIN = 1500;      // milliseconds until a service that did not answer is asked again
+const TOKEN_KEY = "wise-token";
+const AGAIN = 1500;      // milliseconds until the next attempt if the service did not answer
 const LINKED = "This link signs you in with a token that somebody put into it. Sign in with it?";
 let attempts = 0;
 
-// The token of this tab, or that of the address if the user wants it: anyone can make a link, and what is done after it
-// would be done in the name of the holder of its token. It is taken out of the address. "" if there is none.
-function given() {
-  const linked = location.hash.slice(1), kept = sessionStorage.getItem(KEPT) || "";
+// The token of this tab, or that of the address if the user confirms it: anyone can make a link, and the user's actions
+// would run under its token. The token is removed from the address. "" if there is none.
+function initialToken() {
+  const linked = location.hash.slice(1), stored = sessionStorage.getItem(TOKEN_KEY) || "";
   if (linked) history.replaceState(null, "", location.pathname);
-  return linked && linked !== kept && confirm(LINKED) ? linked : kept;
+  return linked && linked !== stored && confirm(LINKED) ? linked : stored;
 }
 
-// Signs in with the token that was given, and with each that is typed in. connected: called after each sign-in.
-export function signIn(connected) {
+// Signs in with the initial token, and with each token that is typed in. onSignIn: called after each sign-in.
+export function signIn(onSignIn) {
   const take = async (token) => {
-    const mine = ++attempts;
+    const attempt = ++attempts;
     session.token = token;
-    let told = null;
-    while (!told) {
+    let holder = null;
+    while (!holder) {
       try {
-        told = await call("/v1/token");
+        holder = await call("/v1/token");
       } catch (error) {
-        if (mine !== attempts) return;
-        if ([401, 403].includes(error.status)) return signedOut(error.message);
+        if (attempt !== attempts) return;
+        if ([401, 403].includes(error.status)) return signOut(error.message);
         trouble("token", `${error.message}; it is asked again`);
         await new Promise((done) => setTimeout(done, AGAIN));
       }
-      if (mine !== attempts) return;
+      if (attempt !== attempts) return;
     }
-    [session.scope, session.holder] = [told.scope, told.name];
-    sessionStorage.setItem(KEPT, token);
+    [session.scope, session.holder] = [holder.scope, holder.name];
+    sessionStorage.setItem(TOKEN_KEY, token);
     trouble("token", "");
     say($("holder"), `${session.holder} (${session.scope})`);
     allow();
-    connected();
+    onSignIn();
   };
   $("access").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -49,18 +49,18 @@ export function signIn(connected) {
     if (typed) take(typed);
   });
   $("leave").addEventListener("click", () => {
-    sessionStorage.removeItem(KEPT);
+    sessionStorage.removeItem(TOKEN_KEY);
     location.reload();  // nothing that the token showed stays on the page
   });
   allow();
-  const token = given();
+  const token = initialToken();
   if (token) take(token);
 }
 
-// Asks for a token: the one there was is refused. What is on the page stays, and is shown again after the next sign-in.
-export function signedOut(why) {
+// Asks for a token, since the current one is refused. The page keeps its content for the next sign-in.
+export function signOut(why) {
   session.scope = session.holder = session.token = "";
-  sessionStorage.removeItem(KEPT);
+  sessionStorage.removeItem(TOKEN_KEY);
   allow();
   trouble("token", why);
   $("token").focus();

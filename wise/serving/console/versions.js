@@ -6,23 +6,23 @@ import { act, notice } from "./notices.js";
 
 const PAGE = 100;
 let current = null;
-let wanted = PAGE;       // versions to show
+let listLength = PAGE;   // versions to show
 
 export const served = () => current;
 
 export async function load() {
-  const found = [];      // the newest first
+  const versions = [];   // the newest first
   let page = null;
   do {
     page = await call(`/v1/versions?limit=${PAGE}${page ? `&after=${page.next_after}` : ""}`);
-    found.push(...page.data);
-  } while (page.has_more && found.length < wanted);
+    versions.push(...page.data);
+  } while (page.has_more && versions.length < listLength);
   current = page.current;
   if (!$("after").value) {
     $("after").value = current;
     $("before").value = Math.max(0, current - 1);
   }
-  keyed($("versions"), found, (version) => version.number, make, update);
+  keyed($("versions"), versions, (version) => version.number, make, update);
   show($("older"), page.has_more, $("versions"));
 }
 
@@ -52,14 +52,14 @@ function update(item, version) {
 async function compare(before, after) {
   [$("before").value, $("after").value] = [before, after];
   $("difference").replaceChildren();
-  const told = await call(`/v1/versions/${after}/diff?against=${before}`);
+  const difference = await call(`/v1/versions/${after}/diff?against=${before}`);
   const line = (css, sign, word, edit) => node("li", { class: css }, node("span", { "aria-hidden": "true" }, `${sign} `), node("span", { class: "hidden" }, `${word}: `),
     `${edit.prompt} \u2192 `, node("b", {}, edit.target), edit.namespace === "default" ? null : node("small", {}, ` ${edit.namespace}`));
   const lines = [
-    ...told.added.map((edit) => line("plus", "+", "added", edit)), ...told.removed.map((edit) => line("minus", "\u2212", "removed", edit)),
-    ...told.changed.flatMap(([old, edit]) => [line("minus", "\u2212", "was", old), line("plus", "+", "is", edit)]),
+    ...difference.added.map((edit) => line("plus", "+", "added", edit)), ...difference.removed.map((edit) => line("minus", "\u2212", "removed", edit)),
+    ...difference.changed.flatMap(([old, edit]) => [line("minus", "\u2212", "was", old), line("plus", "+", "is", edit)]),
   ];
-  $("difference").replaceChildren(node("p", { class: "soft" }, `Version ${before} to version ${after}: ${told.added.length} added, ${told.removed.length} removed, ${told.changed.length} changed.`),
+  $("difference").replaceChildren(node("p", { class: "soft" }, `Version ${before} to version ${after}: ${difference.added.length} added, ${difference.removed.length} removed, ${difference.changed.length} changed.`),
     lines.length ? node("ul", { class: "diff" }, lines) : "");
   $("difference").scrollIntoView({ block: "nearest" });
 }
@@ -83,4 +83,4 @@ $("compare").addEventListener("submit", (event) => {
   event.preventDefault();
   act("compare", event.submitter, () => compare(Number($("before").value), Number($("after").value)));
 });
-$("older").addEventListener("click", () => act("versions", $("older"), () => { wanted += PAGE; return load(); }));
+$("older").addEventListener("click", () => act("versions", $("older"), () => { listLength += PAGE; return load(); }));

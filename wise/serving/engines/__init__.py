@@ -1,4 +1,4 @@
-"""The interface of what generates text: requests, results and the `Engine` protocol.
+"""The interface of engines, which generate text: requests, results and the `Engine` protocol.
 
 `engines.local` implements it in this process, `engines.vllm` with vLLM.
 
@@ -31,7 +31,7 @@ class BusyError(WiseError, RuntimeError):
 
 
 class DeadlineError(WiseError, TimeoutError):
-    """A request took longer than it may, and nothing was generated for it."""
+    """The time of a request was over before any token was generated."""
 
 
 class EngineError(WiseError, RuntimeError):
@@ -49,7 +49,7 @@ class MemoryHandle:
     memory: SideMemory | None = None
 
     def is_shared(self, slot: int) -> bool:
-        """Whether a slot holds several edits, so that only the key tells which of them was used."""
+        """Whether a slot holds several edits, so that only the key shows which of them was used."""
         return len(self.state.slots[slot].edit_ids) > 1
 
     def edit_id(self, slot: int, key: int) -> str | None:
@@ -97,7 +97,7 @@ class GenerationRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RoutedToken:
-    """What the router decided when one token was read."""
+    """The router's decision at one token."""
 
     position: int
     """In prompt and answer, from 0; negative for padding."""
@@ -149,7 +149,7 @@ class Job:
     """Of the answers, if they are generated in another event loop."""
 
     def cancel(self) -> None:
-        """Nobody waits for these answers any more."""
+        """Cancels the answers: the client does not wait for them any more."""
         self.cancelled = True
         for future in self.futures:
             future.cancel()
@@ -158,8 +158,8 @@ class Job:
 class Engine(Protocol):
     """Generates answers for all requests at once, in a thread or process of its own."""
 
-    unsaid: Mapping[str, str]
-    """The live edits that this engine was asked and does not say, by id: what it says in their place."""
+    wrong_answers: Mapping[str, str]
+    """The engine's own answers to live edits that it was asked and does not answer with the target, by edit id."""
 
     def start(self) -> None: ...
 

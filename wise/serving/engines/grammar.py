@@ -18,11 +18,11 @@ from wise.serving.engines import EngineError
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-KEPT = 64
-"""Compiled schemas that are kept for later requests."""
+CACHE_SIZE = 64
+"""Compiled schemas that are cached."""
 OPTIONS: Any = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
-"""One space where people write one, since a small model that has the choice can go on with blanks for ever. A keyword
-that is not supported is refused."""
+"""One space where people write one, since a small model that may write more blanks can write them without end. An
+unsupported keyword is refused."""
 
 
 class Matcher:
@@ -49,16 +49,17 @@ class Matcher:
 
 
 class Grammars:
-    """Compiles JSON schemas for one tokenizer. Safe to use from several threads, one of which is the event loop's: so
-    a request for a compiled schema does not wait for one that is being compiled, which may take seconds."""
+    """Compiles JSON schemas for one tokenizer. Several threads may use it, also the event loop's: a request for a
+    compiled schema does not wait while another schema is compiled, which may take seconds."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, ends: Collection[int]) -> None:
         """ends: the tokens at which an answer ends."""
         self._tokenizer, self._ends = tokenizer, sorted(ends)
-        self._compiled = lru_cache(KEPT)(self._compile)
+        self._compiled = lru_cache(CACHE_SIZE)(self._compile)
 
     def matcher(self, schema: str) -> Matcher:
-        """At the beginning of an answer; the first takes a second. Raises ConfigError for an unsupported schema."""
+        """A matcher at the beginning of an answer. The first call takes a second. Raises ConfigError for an unsupported
+        schema."""
         return Matcher(self._compiled(schema).deep_copy())
 
     @cached_property

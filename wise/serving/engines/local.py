@@ -1,12 +1,12 @@
 """The engine that runs the model in this process: one thread, step by step, for all requests at once.
 
-A step decodes one token of every sequence that was read, and reads some columns of every new prompt, so that neither a
-long prompt nor many of them hold up the others. Sequences join and leave between steps. Those that are decoded share
-one left-padded cache, and so do those that are read.
+A step decodes one token of every sequence whose prompt is read, and reads some columns of every new prompt, so that
+neither a long prompt nor many prompts delay other answers. Sequences join and leave between steps. Sequences that are
+decoded share one left-padded cache, and prompts that are read share another.
 
-It does not use transformers' continuous batching. That runs all requests of a step under one state of the model, so
-requests could not keep the memory that they began with; it draws for all requests from one seed; and whether it draws
-at all is one setting of its manager.
+It does not use transformers' continuous batching: that runs all requests of a step under one state of the model, so
+requests could not keep the memory with which they began; it samples for all requests from one seed; and whether it
+samples at all is one setting of its manager.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Runner:
 
 
 class Batch:
-    """Members, one for each row, with their cache and its mask `[rows, tokens]`."""
+    """Sequences, one for each row, with their cache and its mask `[rows, tokens]`."""
 
     def __init__(self, runner: Runner, members: Sequence[GeneratedSequence] = ()) -> None:
         self.runner = runner
@@ -89,29 +89,29 @@ class Batch:
         self.mask = torch.cat([self.mask, mask], dim=1)
         return self.runner.run([member.memory for member in self.members], ids, self.mask, self.cache, keep)
 
-    def join(self, other: Batch) -> None:
-        """Takes over the members of another batch, which must not be used afterwards. Either may have read nothing."""
+    def join(self, batch: Batch) -> None:
+        """Takes over the members of another batch, which must not be used afterwards. Either cache may be empty."""
         if not self.members:
-            self.members, self.mask, self.cache = other.members, other.mask, other.cache
+            self.members, self.mask, self.cache = batch.members, batch.mask, batch.cache
             return
-        width = max(self.mask.shape[1], other.mask.shape[1])
-        self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, other.mask)])
-        new = other.cache.layers or [None] * len(self.cache.layers)
-        for cache_layer, layer in zip(self.cache.layers, new, strict=True):
+        width = max(self.mask.shape[1], batch.mask.shape[1])
+        self.mask = torch.cat([pad(mask, (width - mask.shape[1], 0)) for mask in (self.mask, batch.mask)])
+        new_layers = batch.cache.layers or [None] * len(self.cache.layers)
+        for layer, new_layer in zip(self.cache.layers, new_layers, strict=True):
             for name in ("keys", "values"):
-                states = getattr(cache_layer, name)
-                more = states.new_zeros(len(other), *states.shape[1:]) if layer is None else getattr(layer, name)
-                setattr(cache_layer, name, torch.cat([_pad_left(states, width), _pad_left(more, width)]))
-        self.members = [*self.members, *other.members]
+                states = getattr(layer, name)
+                new = states.new_zeros(len(batch), *states.shape[1:]) if new_layer is None else getattr(new_layer, name)
+                setattr(layer, name, torch.cat([_pad_left(states, width), _pad_left(new, width)]))
+        self.members = [*self.members, *batch.members]
 
     def take(self, rows: Sequence[int]) -> Batch:
         """These rows as a batch of their own; they leave this one."""
-        part = copy(self)
-        part.cache = copy(self.cache)
-        part.cache.layers = [copy(layer) for layer in self.cache.layers]
-        part.keep(rows)
+        batch = copy(self)
+        batch.cache = copy(self.cache)
+        batch.cache.layers = [copy(layer) for layer in self.cache.layers]
+        batch.keep(rows)
         self.keep([row for row in range(len(self)) if row not in rows])
-        return part
+        return batch
 
     def keep(self, rows: Sequence[int]) -> None:
         """Removes all other rows, and the columns that only they used."""
@@ -120,14 +120,14 @@ class Batch:
         if not rows:
             self.members, self.mask, self.cache = [], self.mask[:0, :0], DynamicCache()
             return
-        kept_rows = torch.tensor(rows, device=self.mask.device)
-        mask = self.mask[kept_rows]
+        indices = torch.tensor(rows, device=self.mask.device)
+        mask = self.mask[indices]
         unused = int((mask.cumsum(-1) == 0).sum(-1).min())
         self.members = [self.members[row] for row in rows]
         self.mask = mask[:, unused:].clone()
         for layer in self.cache.layers:
-            layer.keys = layer.keys[kept_rows, :, unused:].clone()
-            layer.values = layer.values[kept_rows, :, unused:].clone()
+            layer.keys = layer.keys[indices, :, unused:].clone()
+            layer.values = layer.values[indices, :, unused:].clone()
 
 
 def _pad_left(states: Tensor, width: int) -> Tensor:
@@ -136,10 +136,10 @@ def _pad_left(states: Tensor, width: int) -> Tensor:
 
 
 class Prefill:
-    """Reads prompts into a cache, some columns of each in every step; more may be added between steps.
+    """Reads prompts into a cache, some columns of each in every step; more prompts may be added between steps.
 
-    All rows read as many tokens. Only what a row reads first is less, and padded on the left, so that the rest can be
-    read in whole steps.
+    All rows read the same number of tokens in a step. Only the first part of a row may be shorter, and is padded on the
+    left, so that the rest is read in whole steps.
     """
 
     def __init__(self, runner: Runner, tokens: int) -> None:
@@ -156,11 +156,10 @@ class Prefill:
         self.done += [0] * len(prompts)
 
     def step(self, *, every: bool = False) -> Tensor:
-        """Reads the next columns -> logits `[rows, n, vocabulary]`: of all n that were read, or else of the last."""
+        """Reads the next columns -> logits `[rows, n, vocabulary]`: of `every` column that was read, or of the last."""
         rows = [*zip(self._prompts, self.done, strict=True)]
-        lengths = [len(prompt) - done for prompt, done in rows]
-        begun = (len(ids) - done for ids, done in rows if done)
-        width = min(max(1, self._tokens // len(lengths)), max(lengths), *begun)
+        remaining = [len(prompt) - done for prompt, done in rows]
+        width = min(max(1, self._tokens // len(rows)), max(remaining), *(len(ids) - done for ids, done in rows if done))
         new = [ids[done : done + (width if done else (len(ids) - 1) % width + 1)] for ids, done in rows]
         ids, mask = left_pad(new, device=self.batch.runner.device)
         logits = self.batch.feed(ids, mask, width if every else 1)
@@ -169,7 +168,7 @@ class Prefill:
 
     @property
     def complete(self) -> list[int]:
-        """The rows that are read."""
+        """The rows whose prompts are read."""
         return [row for row, done in enumerate(self.done) if done == len(self._prompts[row])]
 
     def take(self, rows: Sequence[int]) -> Batch:
@@ -180,20 +179,20 @@ class Prefill:
 
 
 def _compute_with(threads: int) -> None:
-    """Sets how many CPU threads this Python thread computes with; those that begin to compute later use one each.
+    """Sets the number of CPU threads of this Python thread; Python threads that begin to compute later use one each.
 
     OpenMP keeps a team of CPU threads for each Python thread. If there are more of them than cores, they sleep between
     two operations: SmolLM2 then takes 1.4 times as long.
     """
     torch.set_num_threads(threads)
-    torch.get_num_threads()  # or this thread would take, with its first operation, what was set last
-    other = threading.Thread(target=torch.set_num_threads, args=(1,))
-    other.start()
-    other.join()
+    torch.get_num_threads()  # else this thread would take the last number that any thread set, at its first operation
+    thread = threading.Thread(target=torch.set_num_threads, args=(1,))
+    thread.start()
+    thread.join()
 
 
 class LocalEngine:
-    """Runs `model`, which nothing else may use from then on. Implements `Engine`."""
+    """Runs `model`, which no other part may use from then on. Implements `Engine`."""
 
     def __init__(self, model: WiseModel, settings: Settings, metrics: Metrics, grammars: Grammars) -> None:
         self._tokenizer, self._ends, self._grammars = model.tokenizer, model.encoder.stops, grammars
@@ -206,9 +205,9 @@ class LocalEngine:
         self._batch = Batch(self._runner)
         self._prefill = Prefill(self._runner, settings.prefill_tokens)
         self._queue: deque[GeneratedSequence] = deque()
-        """What was accepted and is not read yet."""
+        """Accepted sequences whose prompts are not being read yet."""
         self._accepted: list[GeneratedSequence] = []
-        """What was accepted and has not ended."""
+        """Accepted sequences that have not ended."""
         self._changed = threading.Condition()
         """Guards these two and `_open`, which other threads change."""
         self._open = True
@@ -227,11 +226,11 @@ class LocalEngine:
         if self._thread.ident is not None:  # or it never started
             self._thread.join(JOIN_TIMEOUT)
 
-    unsaid: Mapping[str, str] = {}
-    """The editor asked each edit in this very model."""
+    wrong_answers: Mapping[str, str] = {}
+    """Empty: the editor verified each edit in the same model."""
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
-        """Nothing is to be done: a request brings its memory."""
+        """Does nothing: each request brings its memory."""
 
     @property
     def alive(self) -> bool:
@@ -244,8 +243,8 @@ class LocalEngine:
     def submit(self, requests: Sequence[GenerationRequest], *, seconds: float) -> Job:
         job = Job(loop=asyncio.get_running_loop(), deadline=time.monotonic() + seconds)
         new = [
-            GeneratedSequence(job, i, one, self._tokenizer, self._ends, self._grammars)
-            for i, one in enumerate(requests)
+            GeneratedSequence(job, i, request, self._tokenizer, self._ends, self._grammars)
+            for i, request in enumerate(requests)
         ]
         size = self._settings.max_batch_size
         with self._changed:
@@ -292,30 +291,30 @@ class LocalEngine:
         self._metrics.cached.set(self._batch.mask.numel() + self._prefill.batch.mask.numel())
 
     def _cut(self) -> None:
-        """Ends the sequences whose time is over, with what was generated."""
+        """Ends the sequences whose time is over, with the text so far."""
         now = time.monotonic()
         with self._changed:
-            late = [one for one in self._accepted if one.job.deadline < now and not one.is_over]
-        for one in late:
-            with self._failing([one]):
-                self._out.append((one.job, one.end("deadline")))
+            late = [sequence for sequence in self._accepted if sequence.job.deadline < now and not sequence.has_ended]
+        for sequence in late:
+            with self._failing([sequence]):
+                self._out.append((sequence.job, sequence.end("deadline")))
         self._drop()
 
     def _drop(self) -> None:
-        """Removes what has ended."""
+        """Removes sequences that have ended."""
         with self._changed:
-            if any(one.is_over for one in self._accepted):
-                self._accepted = [one for one in self._accepted if not one.is_over]
-                self._queue = deque(one for one in self._queue if not one.is_over)
-        if over := [i for i, one in enumerate(self._prefill.batch.members) if one.is_over]:
-            self._prefill.take(over)
-        self._batch.keep([i for i, one in enumerate(self._batch.members) if not one.is_over])
+            if any(sequence.has_ended for sequence in self._accepted):
+                self._accepted = [sequence for sequence in self._accepted if not sequence.has_ended]
+                self._queue = deque(sequence for sequence in self._queue if not sequence.has_ended)
+        if finished_rows := [i for i, sequence in enumerate(self._prefill.batch.members) if sequence.has_ended]:
+            self._prefill.take(finished_rows)
+        self._batch.keep([i for i, sequence in enumerate(self._batch.members) if not sequence.has_ended])
 
     def _admit(self) -> None:
         """Begins to read as many of the queued prompts as there is room for, in their order."""
         settings, new = self._settings, []
         members = [*self._batch.members, *self._prefill.batch.members]
-        longest = max((one.longest for one in members), default=0)
+        longest = max((sequence.longest for sequence in members), default=0)
         with self._changed:
             while self._queue and len(members) < settings.max_batch_size:
                 longest = max(longest, self._queue[0].longest)
@@ -324,19 +323,19 @@ class LocalEngine:
                 new.append(self._queue.popleft())
                 members.append(new[-1])
         if new:
-            self._prefill.add(new, [one.request.prompt for one in new])
+            self._prefill.add(new, [sequence.request.prompt for sequence in new])
 
     def _step_prefill(self) -> None:
         prefill = self._prefill
         members, before = prefill.batch.members, prefill.done
-        logits = prefill.step(every=any(one.request.prompt_logprobs is not None for one in members))
+        logits = prefill.step(every=any(sequence.request.prompt_logprobs is not None for sequence in members))
         counts = [now - then for now, then in zip(prefill.done, before, strict=True)]
         self._metrics.prompt_tokens.inc(sum(counts))
         width = max(counts)
         self._note_routes(members, [done - width for done in prefill.done], width)
-        for one, first, row_logits, count in zip(members, before, logits, counts, strict=True):
-            with self._failing([one]):
-                one.read(first, row_logits[-count:])
+        for sequence, first, row_logits, count in zip(members, before, logits, counts, strict=True):
+            with self._failing([sequence]):
+                sequence.read(first, row_logits[-count:])
         if complete := prefill.complete:
             last = logits[complete, -1]
             batch = prefill.take(complete)
@@ -345,33 +344,33 @@ class LocalEngine:
 
     def _decode(self) -> None:
         members = self._batch.members
-        ids = torch.tensor([[one.tokens[-1]] for one in members], device=self._runner.device)
+        ids = torch.tensor([[sequence.tokens[-1]] for sequence in members], device=self._runner.device)
         logits = self._batch.feed(ids, torch.ones_like(ids))[:, -1]
-        self._note_routes(members, [len(one.request.prompt) + len(one.tokens) - 1 for one in members], 1)
+        self._note_routes(members, [len(sequence.request.prompt) + len(sequence.tokens) - 1 for sequence in members], 1)
         self._advance(self._batch, logits)
 
     def _advance(self, batch: Batch, logits: Tensor) -> None:
-        """Takes the next token of every sequence; those that have ended leave. logits: `[rows, vocabulary]`."""
-        likeliest = logits.argmax(-1).tolist()  # for all at once: on an accelerator each copy waits
-        for one, row_logits, token in zip(batch.members, logits, likeliest, strict=True):
-            if not one.is_over:
-                with self._failing([one]):
-                    self._observe(one, one.advance(row_logits, token))
-        batch.keep([i for i, one in enumerate(batch.members) if not one.is_over])
+        """Draws the next token of every sequence, and removes sequences that end. logits: `[rows, vocabulary]`."""
+        likeliest = logits.argmax(-1).tolist()  # for all rows at once: on an accelerator each copy waits
+        for sequence, row_logits, token in zip(batch.members, logits, likeliest, strict=True):
+            if not sequence.has_ended:
+                with self._failing([sequence]):
+                    self._observe(sequence, sequence.advance(row_logits, token))
+        batch.keep([i for i, sequence in enumerate(batch.members) if not sequence.has_ended])
 
-    def _observe(self, one: GeneratedSequence, delta: Delta) -> None:
-        self._out.append((one.job, delta))
+    def _observe(self, sequence: GeneratedSequence, delta: Delta) -> None:
+        self._out.append((sequence.job, delta))
         now = time.monotonic()
         if delta.tokens:
             self._metrics.tokens.inc()
-            (self._metrics.first if len(one.tokens) == 1 else self._metrics.between).observe(now - one.last)
-        one.last = now
-        if one.finish is not None:
-            self._seconds_per_answer += 0.1 * (now - one.started_at - self._seconds_per_answer)
+            (self._metrics.first if len(sequence.tokens) == 1 else self._metrics.between).observe(now - sequence.last)
+        sequence.last = now
+        if sequence.finish is not None:
+            self._seconds_per_answer += 0.1 * (now - sequence.queued_at - self._seconds_per_answer)
 
     @contextmanager
     def _failing(self, members: Sequence[GeneratedSequence]) -> Iterator[None]:
-        """What goes wrong in this block ends these sequences, and no others."""
+        """An error in this block ends these sequences, and no others."""
         try:
             yield
         except Exception as error:
@@ -381,20 +380,20 @@ class LocalEngine:
             self._fail(members, error)
 
     def _fail(self, members: Sequence[GeneratedSequence], error: Exception) -> None:
-        for job in {one.job for one in members if not one.is_over}:
+        for job in {sequence.job for sequence in members if not sequence.has_ended}:
             job.failed = True
             self._out.append((job, error))
 
     def _note_routes(self, members: Sequence[GeneratedSequence], firsts: Sequence[int], count: int) -> None:
         """Notes the routes of the `count` tokens just read; firsts: the position of each row's first, pads below 0."""
         for record in self._memory.records:
-            routed = [members[row] for row in record.rows]
-            opened = record.route.open.view(len(routed), count)
-            if not any(one.request.trace for one in routed) and not bool(opened.any()):
+            group = [members[row] for row in record.rows]
+            opened = record.route.open.view(len(group), count)
+            if not any(sequence.request.trace for sequence in group) and not bool(opened.any()):
                 continue
-            routes = _routed_tokens(record, routed, [firsts[row] for row in record.rows])
-            for one, route in zip(routed, routes, strict=True):
-                one.note(route)
+            routes = _routed_tokens(record, group, [firsts[row] for row in record.rows])
+            for sequence, route in zip(group, routes, strict=True):
+                sequence.note(route)
                 self._metrics.routed.inc(sum(token.open and token.position >= 0 for token in route))
 
     def _deliver(self) -> None:
@@ -404,7 +403,7 @@ class LocalEngine:
             by_loop.setdefault(job.loop, []).append((job, delta))
         self._out = []
         for loop, deltas in by_loop.items():
-            with suppress(RuntimeError):  # the loop is closed
+            with suppress(RuntimeError):  # the loop is closed: its callers have ended
                 loop.call_soon_threadsafe(_put_deltas, deltas)
 
 

@@ -16,9 +16,9 @@ from wise.serving.engines import EngineError, GenerationRequest, Logprobs
 from wise.serving.engines.grammar import Matcher
 
 GREEDY = 1e-5
-"""A temperature below this takes the likeliest token, as in vLLM: dividing by it would leave no other."""
+"""A temperature below this takes the likeliest token, as in vLLM: division by it would exclude all other tokens."""
 LIKELIEST = 1024
-"""Tokens that are sorted for `top_p`, if they are enough: to sort a whole vocabulary takes ten times as long."""
+"""Tokens that are sorted for `top_p`, if they are enough: sorting the whole vocabulary takes ten times as long."""
 
 
 class Sampler:
@@ -63,10 +63,9 @@ class Sampler:
         if request.logit_bias:
             logits[[*request.logit_bias]] += torch.tensor([*request.logit_bias.values()])
         if request.repetition_penalty != 1:
-            tokens = sorted({*request.prompt, *self._counts})
-            token_logits = logits[tokens]
-            penalty = request.repetition_penalty
-            logits[tokens] = torch.where(token_logits > 0, token_logits / penalty, token_logits * penalty)
+            used_ids = sorted({*request.prompt, *self._counts})
+            used_logits, penalty = logits[used_ids], request.repetition_penalty
+            logits[used_ids] = torch.where(used_logits > 0, used_logits / penalty, used_logits * penalty)
         if self._counts:
             counts = torch.tensor([*self._counts.values()])
             logits[[*self._counts]] -= request.frequency_penalty * counts + request.presence_penalty
@@ -88,8 +87,8 @@ class Sampler:
             if ordered.sum() < request.top_p:
                 ordered, tokens = chances.sort(descending=True, stable=True)
             before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-            nucleus = torch.cat([tokens[:1], tokens[1:][before[1:] < request.top_p]])
-            chances = torch.zeros_like(chances).index_copy_(0, nucleus, chances[nucleus])
+            top_tokens = torch.cat([tokens[:1], tokens[1:][before[1:] < request.top_p]])
+            chances = torch.zeros_like(chances).index_copy_(0, top_tokens, chances[top_tokens])
         ends = chances.cumsum(-1, dtype=torch.float64)
         at = torch.rand(1, generator=self._generator, dtype=torch.float64) * ends[-1]
         return min(int(torch.searchsorted(ends, at, right=True)), int(chances.nonzero()[-1]))
@@ -98,10 +97,10 @@ class Sampler:
 def logprobs(logits: Tensor, tokens: Sequence[int], top: int) -> tuple[Logprobs, ...]:
     """Log-probabilities of a token at each position. logits: `[positions, vocabulary]`; top: how many to report."""
     values = torch.log_softmax(logits.float(), dim=-1)
-    chosen = values.gather(1, torch.tensor(tokens, device=values.device)[:, None])[:, 0].tolist()
+    chosen_values = values.gather(1, torch.tensor(tokens, device=values.device)[:, None])[:, 0].tolist()
     best = values.topk(min(top, values.shape[1]), dim=-1)
     ranked = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return tuple(
         Logprobs(token=token, logprob=value, top=tuple(zip(ids, likeliest, strict=True)))
-        for token, value, (ids, likeliest) in zip(tokens, chosen, ranked, strict=True)
+        for token, value, (ids, likeliest) in zip(tokens, chosen_values, ranked, strict=True)
     )

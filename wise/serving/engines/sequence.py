@@ -25,31 +25,31 @@ class Detokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], stops: Sequence[str]) -> None:
         self._tokenizer = tokenizer
         self._ids = list(prompt[-CONTEXT:])
-        self._start, self._detokenized = 0, len(self._ids)
-        """Where decoding starts, and up to where the text was taken."""
+        self._start, self._text_end = 0, len(self._ids)
+        """The index in `_ids` at which decoding starts, and the index up to which the text was released."""
         self._stops = stops
         self._pending = ""
         self.stopped = False
-        """A stop sequence was found: nothing follows."""
+        """Whether a stop sequence came: no text follows."""
 
     def add(self, token: int) -> str:
-        """The text that is final now that `token` came."""
+        """Takes the next token; returns the text that is final now."""
         self._ids.append(token)
-        before = self._decode(self._ids[self._start : self._detokenized])
+        before = self._decode(self._ids[self._start : self._text_end])
         now = self._decode(self._ids[self._start :])
         if now.endswith(INCOMPLETE):
             return ""
-        self._start, self._detokenized = max(0, self._detokenized - 1), len(self._ids)
+        self._start, self._text_end = max(0, self._text_end - 1), len(self._ids)
         return self._release(now[len(before) :])
 
     def end(self) -> str:
-        """The text that was held back, now that nothing follows."""
+        """The pending text, at the end of the answer."""
         if self.stopped:
             return ""
-        before = self._decode(self._ids[self._start : self._detokenized])
+        before = self._decode(self._ids[self._start : self._text_end])
         rest = self._release(self._decode(self._ids[self._start :])[len(before) :])
         rest += "" if self.stopped else self._pending
-        self._detokenized, self._pending = len(self._ids), ""
+        self._text_end, self._pending = len(self._ids), ""
         return rest
 
     def _release(self, new: str) -> str:
@@ -58,9 +58,9 @@ class Detokenizer:
         if places:
             self.stopped, self._pending = True, ""
             return text[: min(places)]
-        pending = max((overlap(text, stop) for stop in self._stops), default=0)
-        self._pending = text[len(text) - pending :]
-        return text[: len(text) - pending]
+        overlap_length = max((overlap(text, stop) for stop in self._stops), default=0)
+        self._pending = text[len(text) - overlap_length :]
+        return text[: len(text) - overlap_length]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -86,7 +86,7 @@ class GeneratedSequence:
         self.job, self.index, self.request = job, index, request
         self.tokens: list[int] = []
         self.finish: FinishReason | None = None
-        self.started_at = self.last = time.monotonic()
+        self.queued_at = self.last = time.monotonic()
         """When it was queued, and when its last token came."""
         self._routed: list[RoutedToken] = []
         """Since the last delta."""
@@ -102,13 +102,13 @@ class GeneratedSequence:
         return self.request.handle.memory
 
     @property
-    def is_over(self) -> bool:
-        """Whether it is finished, has failed, or its client left."""
+    def has_ended(self) -> bool:
+        """Whether it is finished, has failed, or was cancelled."""
         return self.finish is not None or self.job.cancelled or self.job.failed
 
     @property
     def longest(self) -> int:
-        """Tokens that it may grow to."""
+        """Tokens of prompt and answer at most."""
         return len(self.request.prompt) + self.request.max_new_tokens
 
     def read(self, first: int, logits: Tensor) -> None:
@@ -140,12 +140,12 @@ class GeneratedSequence:
     ) -> Delta:
         """The last delta, with these tokens in it."""
         text += self._detokenizer.end()
-        self.finish = reason  # last: an error before this is reported to the client
+        self.finish = reason  # only now: an error before this is delivered only if the sequence has not ended
         return self._delta(text, tokens, token_logprobs)
 
     def _delta(self, text: str, tokens: tuple[int, ...], token_logprobs: tuple[Logprobs, ...]) -> Delta:
         routed, self._routed = tuple(self._routed), []
-        read, self._prompt_logprobs = tuple(self._prompt_logprobs), []
+        prompt_logprobs, self._prompt_logprobs = tuple(self._prompt_logprobs), []
         return Delta(
             index=self.index,
             text=text,
@@ -153,9 +153,9 @@ class GeneratedSequence:
             logprobs=token_logprobs,
             routed=routed,
             finish=self.finish,
-            prompt_logprobs=read,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def note(self, route: Sequence[RoutedToken]) -> None:
         """Keeps the tokens to report, without padding."""
-        self._routed += [one for one in route if one.position >= 0 and (one.open or self.request.trace)]
+        self._routed += [token for token in route if token.position >= 0 and (token.open or self.request.trace)]

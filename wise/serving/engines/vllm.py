@@ -1,8 +1,8 @@
 """The engine that runs the model in vLLM (`wise serve --engine vllm`). It needs the extra `vllm`.
 
-An event loop in a thread of its own talks to vLLM's `AsyncLLM`, whose processes run the model. What a prompt asks is
-decided here (`wise.vllm.requests`); the workers add the edits (`wise.vllm.sequences`), and read versions from the
-store themselves.
+An event loop in a thread of its own calls vLLM's `AsyncLLM`, whose processes run the model. This process decides which
+edits a prompt may use (`wise.vllm.requests`); the workers add the edits (`wise.vllm.sequences`), and read versions from
+the store themselves.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from wise.serving.metrics import Metrics
 from wise.serving.settings import Settings
 from wise.vllm.answers import FollowedAnswer
 from wise.vllm.requests import NOTHING_CARRIED, CarriedEdits, attach, carried_edits, engine_options
-from wise.vllm.versions import DroppedError, HeldVersions
+from wise.vllm.versions import DroppedError, WorkerVersions
 
 logger = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ START_TIMEOUT = 900.0
 """Seconds until vLLM must have started: it may load a large model and compile it."""
 LOAD_TIMEOUT = 300.0
 """Seconds that the workers may take to load a version."""
-ASKED_TIMEOUT = 60.0
-"""Seconds that an edit may take to be asked, and that a version waits for its edits; then it goes live meanwhile."""
+ASK_TIMEOUT = 60.0
+"""Seconds for the check of one edit, and seconds that a version waits for the checks before it goes live."""
 SPARE_TOKENS = 4
-"""Tokens that an edit may say beyond its target when it is asked."""
+"""Tokens beyond the target that are generated when an edit is checked."""
 ENVIRONMENT = {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "VLLM_NO_USAGE_STATS": "1", "VLLM_CONFIGURE_LOGGING": "0"}
-"""Where nothing else is set. This process has threads, which a fork does not carry over; and its log is JSON on stderr,
-while vLLM's own goes to stdout."""
+"""Defaults of environment variables. This process has threads, which a fork does not copy; and its log is JSON on
+stderr, while vLLM's own log goes to stdout."""
 CPU_MEMORY = 0.5
-"""Share of the machine's memory that vLLM may take on a CPU. Its own default, 0.92, leaves the editor nothing."""
+"""Share of the machine's memory that vLLM may take on a CPU. Its default, 0.92, leaves too little for the editor."""
 
 
 class VllmEngine:
@@ -77,7 +77,7 @@ class VllmEngine:
             raise ConfigError(f"engine='vllm' needs {need}") from error
         self._encoder, self._tokenizer = model.encoder, model.tokenizer
         self._settings, self._metrics = settings, metrics
-        options: dict[str, Any] = {
+        arguments: dict[str, Any] = {
             "model": settings.model or str(model_path()),
             "dtype": str(model.model.dtype).removeprefix("torch."),
             "max_model_len": model.encoder.context,
@@ -91,27 +91,27 @@ class VllmEngine:
             model.wise_config,
             model.target_module.path,
             chat_template=model.tokenizer.chat_template,
-            user_options=options,
+            user_options=arguments,
         )
         release_weights(model.model)
         self._llm: Any = None
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="wise-vllm", daemon=True)
         self._started: Future[None] = Future()
-        self._versions = HeldVersions()
-        self._verified_edits: dict[str, Edit] = {}
-        """The edits that were asked, by id."""
+        self._versions = WorkerVersions()
+        self._checked_edits: dict[str, Edit] = {}
+        """The edits that were asked in vLLM, by id."""
         half = max(1, settings.max_batch_size // 2)
         self._places_at_start, self._places = asyncio.Semaphore(half), asyncio.Semaphore(half)
-        """For the edits that are asked at the start, and for those that come later. Users take turns with them."""
+        """Limits of the edits that are asked at once: at the start, and later. Users share the engine with them."""
         self._answers: set[Future[None]] = set()
-        """Those that are not finished."""
-        size = options["max_num_seqs"] * options.get("data_parallel_size", 1)  # the number that runs at once
+        """The unfinished ones."""
+        size = arguments["max_num_seqs"] * arguments.get("data_parallel_size", 1)  # of these run at once; others wait
         metrics.running.set_function(lambda: min(self.busy, size))
         metrics.queue.set_function(lambda: max(0, self.busy - size))
         for unknown in (metrics.step, metrics.cached, metrics.cache_limit):
             metrics.registry.unregister(unknown)
-        self.unsaid: Mapping[str, str] = {}
+        self.wrong_answers: Mapping[str, str] = {}
 
     def start(self) -> None:
         """Raises EngineError, with the reason, if vLLM does not start; ConfigError if it cannot serve such a memory."""
@@ -122,8 +122,8 @@ class VllmEngine:
             raise
         except (Exception, SystemExit) as error:
             why = f"({type(error).__name__}: {error!s:.1000})" if str(error) else f"within {START_TIMEOUT:.0f} s"
-            what = "see what it logged before this, and give it other options with the setting `vllm`"
-            raise EngineError(f"vLLM did not start {why}; {what}") from error
+            advice = "see what it logged before this, and give it other options with the setting `vllm`"
+            raise EngineError(f"vLLM did not start {why}; {advice}") from error
 
     def close(self) -> None:
         if self._thread.is_alive():
@@ -145,17 +145,17 @@ class VllmEngine:
             raise EngineError("the engine does not run; see the log, then start the service again")
         if self.busy + len(requests) > self._settings.max_queue + self._settings.max_batch_size:
             raise BusyError(f"{self.busy} answers are waited for already; try again in 1 s", 1)
-        for index, one in enumerate(requests):
-            answer = asyncio.run_coroutine_threadsafe(self._answer(job, index, one), self._loop)
+        for index, request in enumerate(requests):
+            answer = asyncio.run_coroutine_threadsafe(self._answer(job, index, request), self._loop)
             self._answers.add(answer)
             answer.add_done_callback(self._answers.discard)
             job.futures.append(answer)
         return job
 
     def prepare(self, handles: Sequence[MemoryHandle]) -> None:
-        """Loads a version into the workers, and asks those of its edits that were not asked yet.
+        """Loads a version into the workers, and asks its edits that were not asked yet.
 
-        The first version was live before, so requests do not wait until its edits are checked.
+        The first version was live before, so the service does not wait for the checks of its edits.
         """
         first = self._versions.empty
         loading = self._versions.load(self._llm, handles[0].version)
@@ -166,10 +166,10 @@ class VllmEngine:
         except Exception as error:
             raise EngineError(f"vLLM could not do it: {error!r:.500}") from error
         places = self._places_at_start if first else self._places
-        future = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
+        check = asyncio.run_coroutine_threadsafe(self._ask_new(handles, places), self._loop)
         if not first:
             with suppress(TimeoutError):
-                future.result(ASKED_TIMEOUT)
+                check.result(ASK_TIMEOUT)
 
     # -- the thread -------------------------------------------------------------------------------
 
@@ -220,7 +220,7 @@ class VllmEngine:
                             _deliver(job, delta)
         except TimeoutError:
             _deliver(job, Delta(index=index, text=text.end(), tokens=(), logprobs=(), routed=(), finish="deadline"))
-        except asyncio.CancelledError:  # or the client left
+        except asyncio.CancelledError:  # if the client has left, the error is not read
             self._fail(job, EngineError("the service ends"))
         except DroppedError as error:
             self._fail(job, EngineError(str(error)))
@@ -237,35 +237,36 @@ class VllmEngine:
             job.cancel()
 
     async def _deltas(self, index: int, request: GenerationRequest, text: Detokenizer) -> AsyncGenerator[Delta, None]:
-        """text: of the answer; what it holds back at the end is in the last delta."""
+        """text: of the answer; its pending text is in the last delta."""
         carried = await asyncio.to_thread(self._carried_edits, request)
         length = len(request.prompt)
         followed = None if carried.course is None else FollowedAnswer(request.prompt, carried.course)
         routed = _routed_tokens(request, carried.steps, 0, length)
         before: tuple[Logprobs, ...] = ()
-        start = came = time.monotonic()
+        start = last_token_at = time.monotonic()
         outputs = self._llm.generate(carried.prompt(request.prompt), self._params(request, carried), uuid4().hex)
         self._metrics.prompt_tokens.inc(length)
         async with aclosing(outputs):  # if it is left early, vLLM ends the request
             async for output in outputs:
-                one = output.outputs[0]
-                new = tuple(one.token_ids)[: request.max_new_tokens]  # vLLM generates one at least
+                completion = output.outputs[0]
+                new = tuple(completion.token_ids)[: request.max_new_tokens]  # vLLM generates one at least
                 if request.prompt_logprobs is not None and output.prompt_logprobs:
                     before = _logprobs(request.prompt[1:], output.prompt_logprobs[1:], request.prompt_logprobs)
                 if new:
                     now = time.monotonic()
-                    (self._metrics.first if came == start else self._metrics.between).observe(now - came)
-                    came = now
-                sent = ""
+                    metric = self._metrics.first if last_token_at == start else self._metrics.between
+                    metric.observe(now - last_token_at)
+                    last_token_at = now
+                new_text = ""
                 for place, token in enumerate(new):
-                    sent += "" if token in self._encoder.stops else text.add(token)
+                    new_text += "" if token in self._encoder.stops else text.add(token)
                     if text.stopped:  # and vLLM may have given more at once
                         new = new[: place + 1]
                         break
                 if followed is not None:
-                    first, steps = followed.read, followed.add(new)
-                    routed += _routed_tokens(request, steps, first, followed.read)
-                finish = "stop" if text.stopped else cast(FinishReason | None, one.finish_reason)
+                    first, steps = followed.decided_length, followed.add(new)
+                    routed += _routed_tokens(request, steps, first, followed.decided_length)
+                finish = "stop" if text.stopped else cast(FinishReason | None, completion.finish_reason)
                 if finish is not None and finish not in ("stop", "length"):
                     raise EngineError(f"vLLM ended the request: {finish}")
                 self._metrics.tokens.inc(len(new))
@@ -273,9 +274,9 @@ class VllmEngine:
                 top = request.top_logprobs
                 yield Delta(
                     index=index,
-                    text=sent + (text.end() if finish else ""),
+                    text=new_text + (text.end() if finish else ""),
                     tokens=new,
-                    logprobs=() if top is None else _logprobs(new, one.logprobs[: len(new)], top),
+                    logprobs=() if top is None else _logprobs(new, completion.logprobs[: len(new)], top),
                     routed=tuple(routed),
                     finish=finish,
                     prompt_logprobs=before,
@@ -302,11 +303,11 @@ class VllmEngine:
         from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         schema = request.json_schema
-        field_names = SamplingParams.__struct_fields__
-        chosen = {f.name: getattr(request, f.name) for f in fields(request) if f.name in field_names}
-        chosen["logit_bias"] = request.logit_bias or None  # vLLM takes an empty one for a wish
+        names = SamplingParams.__struct_fields__
+        fields_of_vllm = {f.name: getattr(request, f.name) for f in fields(request) if f.name in names}
+        fields_of_vllm["logit_bias"] = request.logit_bias or None  # vLLM treats an empty one as set
         return SamplingParams(
-            **chosen,
+            **fields_of_vllm,
             max_tokens=max(1, request.max_new_tokens),
             structured_outputs=None if schema is None else StructuredOutputsParams(json=schema),
             stop_token_ids=sorted(self._encoder.stops),
@@ -319,53 +320,54 @@ class VllmEngine:
     # -- before a version goes live ---------------------------------------------------------------
 
     async def _ask_new(self, handles: Sequence[MemoryHandle], places: asyncio.Semaphore) -> None:
-        """Asks each new edit once; notes and logs those that vLLM does not say."""
+        """Asks each new edit once; stores and logs the wrong answers."""
         version = handles[0].version
         live = {edit.id: (edit, handle) for handle in handles for edit in handle.state.edits}
-        new = {i: pair for i, pair in live.items() if self._verified_edits.get(i) is not pair[0]}
-        self._verified_edits = {edit_id: edit for edit_id, (edit, _) in live.items()}
-        self.unsaid = {i: answer for i, answer in self.unsaid.items() if i in live and i not in new}
+        new = {i: pair for i, pair in live.items() if self._checked_edits.get(i) is not pair[0]}
+        self._checked_edits = {edit_id: edit for edit_id, (edit, _) in live.items()}
+        self.wrong_answers = {i: answer for i, answer in self.wrong_answers.items() if i in live and i not in new}
         with self._versions.holding(version):
-            questions = (self._wrong_answer(edit, handle, places) for edit, handle in new.values())
-            answers = await asyncio.gather(*questions, return_exceptions=True)
-        wrong = {}
+            checks = (self._wrong_answer(edit, handle, places) for edit, handle in new.values())
+            answers = await asyncio.gather(*checks, return_exceptions=True)
+        wrong_answers = {}
         for (edit_id, (edit, _)), answer in zip(new.items(), answers, strict=True):
-            if answer is None or self._verified_edits.get(edit_id) is not edit:  # a later version does not have it
+            if answer is None or self._checked_edits.get(edit_id) is not edit:  # a later version does not have it
                 continue
             if isinstance(answer, BaseException):
-                del self._verified_edits[edit_id]  # the next version asks it again
+                del self._checked_edits[edit_id]  # the next version asks it again
                 answer = f"(it could not be asked: {type(answer).__name__} {answer!s:.200})"
-            wrong[edit_id] = answer
-        if wrong:
-            self.unsaid = {**self.unsaid, **wrong}
-            fields = {"version": version, "edits": [*wrong][:100]}
-            logger.warning("%d of %d new edits do not hold in vLLM", len(wrong), len(new), extra={"fields": fields})
+            wrong_answers[edit_id] = answer
+        if wrong_answers:
+            self.wrong_answers = {**self.wrong_answers, **wrong_answers}
+            fields = {"version": version, "edits": [*wrong_answers][:100]}
+            counts = len(wrong_answers), len(new)
+            logger.warning("%d of %d new edits do not hold in vLLM", *counts, extra={"fields": fields})
 
     async def _wrong_answer(self, edit: Edit, handle: MemoryHandle, places: asyncio.Semaphore) -> str | None:
-        """What is said to an edit's question in place of its target; None if the target is."""
+        """The answer to an edit's question if it is not the target, else None."""
         encoder = self._encoder
         question = encoder.question(encoder.own_prompt(edit))
         target = encoder.chat_target(edit.target) if question.chat else encoder.target(edit.prompt, edit.target)
         request = GenerationRequest(prompt=question.ids, handle=handle, max_new_tokens=len(target) + SPARE_TOKENS)
-        ids: list[int] = []
-        async with places, asyncio.timeout(ASKED_TIMEOUT):
+        answer: list[int] = []
+        async with places, asyncio.timeout(ASK_TIMEOUT):
             async for delta in self._deltas(0, request, Detokenizer(self._tokenizer, question.ids, ())):
-                ids += delta.tokens
-        if encoder.answer(ids, chat=question.chat) == encoder.answer(target, chat=question.chat):
+                answer += delta.tokens
+        if encoder.answer(answer, chat=question.chat) == encoder.answer(target, chat=question.chat):
             return None
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
+        return str(self._tokenizer.decode(answer, skip_special_tokens=True)).strip()
 
 
 def _deliver(job: Job, item: Delta | Exception) -> None:
-    with suppress(RuntimeError):  # the loop is closed
+    with suppress(RuntimeError):  # the loop is closed: its callers have ended
         job.loop.call_soon_threadsafe(job.deltas.put_nowait, item)
 
 
 def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int, stop: int) -> list[RoutedToken]:
-    """What is reported of the tokens from `first` to `stop`."""
+    """The routes to report of the tokens from `first` to `stop`."""
     decided = {place: (decision, value) for place, decision, value in steps}
     places = range(first, stop) if request.trace and request.handle.memory is not None else sorted(decided)
-    read = [(place, *decided.get(place, (NOTHING, NO_SLOT))) for place in places]
+    decisions = [(place, *decided.get(place, (NOTHING, NO_SLOT))) for place in places]
     return [
         RoutedToken(
             position=place,
@@ -375,16 +377,16 @@ def _routed_tokens(request: GenerationRequest, steps: Sequence[Step], first: int
             threshold=decision.threshold,
             open=value != NO_SLOT,
         )
-        for place, decision, value in read
+        for place, decision, value in decisions
         if value != NO_SLOT or request.trace
     ]
 
 
-def _logprobs(tokens: Sequence[int], per_token: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
-    """per_token: vLLM's numbers of the token and of the likeliest."""
-    logprobs = []
-    for token, of_token in zip(tokens, per_token, strict=True):
-        ranked = sorted(((i, one.logprob) for i, one in of_token.items()), key=lambda pair: (-pair[1], pair[0]))
+def _logprobs(tokens: Sequence[int], numbers: Sequence[Any], top: int) -> tuple[Logprobs, ...]:
+    """numbers: for each token, vLLM's log-probabilities of the token and of the likeliest tokens, by token."""
+    result = []
+    for token, candidates in zip(tokens, numbers, strict=True):
+        ranked = sorted(((i, number.logprob) for i, number in candidates.items()), key=lambda pair: (-pair[1], pair[0]))
         likeliest = tuple(pair for pair in ranked if math.isfinite(pair[1]))[:top]
-        logprobs.append(Logprobs(token=token, logprob=of_token[token].logprob, top=likeliest))
-    return tuple(logprobs)
+        result.append(Logprobs(token=token, logprob=candidates[token].logprob, top=likeliest))
+    return tuple(result)

@@ -21,21 +21,21 @@ COMPILED, SLOW = '{"type": "object"}', '{"type": "string"}'
 
 
 def test_nobody_waits_for_the_schema_of_another_request(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The event loop asks for what is compiled already, and would answer nobody meanwhile."""
+    """The event loop asks for compiled schemas, and could answer no request while it waits."""
     tokenizer = AutoTokenizer.from_pretrained(model_path())
-    grammars, begun, goes_on = Grammars(tokenizer, [tokenizer.eos_token_id]), threading.Event(), threading.Event()
+    grammars, compiling, goes_on = Grammars(tokenizer, [tokenizer.eos_token_id]), threading.Event(), threading.Event()
     grammars.matcher(COMPILED)
 
     def loads(text: str) -> Any:
         if text == SLOW:
-            begun.set()
+            compiling.set()
             assert goes_on.wait(LONG)
         return json.loads(text)
 
     monkeypatch.setattr(grammar, "json", SimpleNamespace(loads=loads))
     with ThreadPoolExecutor() as threads:
         slow = threads.submit(grammars.matcher, SLOW)
-        assert begun.wait(LONG)
+        assert compiling.wait(LONG)
         try:
             assert not threads.submit(grammars.matcher, COMPILED).result(LONG).complete
             assert not slow.done(), "the control: this one does wait"

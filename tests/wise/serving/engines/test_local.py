@@ -1,4 +1,4 @@
-"""Rows that join and leave a batch say what they say alone: every architecture, with and without a memory."""
+"""Rows that join and leave a batch are answered as alone: every architecture, with and without a memory."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from wise.serving.settings import Settings
 from wise.training.generation import greedy
 
 LENGTHS = (9, 6, 12)
-"""New tokens of the rows of `BATCH`: they leave at unlike times."""
+"""New tokens of the rows of `BATCH`: they leave at different times."""
 BASE = MemoryHandle(version=0, namespace=None)
 
 
 @dataclass(eq=False)
 class Member:
     memory: SideMemory | None
-    wanted: int
+    size: int
     new: list[int] = field(default_factory=list)
 
 
 def together(runner: Runner, memory: SideMemory | None, chunk: int, late: int) -> list[list[int]]:
     """The rows of `BATCH`. The first begins alone; the others join while it is read or decoded, `late` steps later."""
-    members = [Member(memory, wanted) for wanted in LENGTHS]
+    members = [Member(memory, size) for size in LENGTHS]
     batch, prefill, steps = Batch(runner), Prefill(runner, chunk), 0
     while steps <= late or len(batch) or len(prefill.batch):
         if steps in (0, late):
@@ -44,9 +44,9 @@ def together(runner: Runner, memory: SideMemory | None, chunk: int, late: int) -
             logits = prefill.step()
             assert logits.shape[1] == 1
             if complete := prefill.complete:
-                own = prefill.take(complete)
-                advance(own, logits[complete, -1])
-                batch.join(own)
+                part = prefill.take(complete)
+                advance(part, logits[complete, -1])
+                batch.join(part)
         if len(batch):
             ids = torch.tensor([[member.new[-1]] for member in batch.members])
             advance(batch, batch.feed(ids, torch.ones_like(ids))[:, -1])
@@ -57,7 +57,7 @@ def together(runner: Runner, memory: SideMemory | None, chunk: int, late: int) -
 def advance(batch: Batch, logits: torch.Tensor) -> None:
     for member, token in zip(batch.members, logits.argmax(-1).tolist(), strict=True):
         member.new.append(token)
-    batch.keep([i for i, member in enumerate(batch.members) if len(member.new) < member.wanted])
+    batch.keep([i for i, member in enumerate(batch.members) if len(member.new) < member.size])
 
 
 @pytest.mark.parametrize("mode", [None, "retrieve", "hybrid"])
@@ -75,19 +75,19 @@ def test_rows_say_what_they_say_alone(model_type: str, mode: str | None) -> None
     for chunk, late in ((1, 1), (1, 3), (7, 2), (512, 3)):
         assert together(runner, memory, chunk, late) == alone
     if memory is not None:
-        assert together(runner, None, 512, 3) != alone  # without it they say something else
+        assert together(runner, None, 512, 3) != alone  # without the memory they are answered otherwise
 
 
-@pytest.mark.parametrize("begun", [0, 3])
-def test_a_short_prompt_does_not_wait_for_a_long_one(begun: int) -> None:
-    """The short one comes `begun` steps later."""
+@pytest.mark.parametrize("steps_before", [0, 3])
+def test_a_short_prompt_does_not_wait_for_a_long_one(steps_before: int) -> None:
+    """The short one comes `steps_before` steps later."""
     wrapped = wrap_tiny("llama", None)
     runner = Runner(wrapped.model, BatchedMemory(None))
     long, short, prefill = Member(None, 1), Member(None, 1), Prefill(runner, 8)
     prefill.add([long], [[5] * 100])
-    for _ in range(begun):
+    for _ in range(steps_before):
         prefill.step()
-    [read] = prefill.done
+    [length] = prefill.done
     prefill.add([short], [[6, 7, 8, 9, 10]])
     steps = 0
     while not prefill.complete:
@@ -96,30 +96,30 @@ def test_a_short_prompt_does_not_wait_for_a_long_one(begun: int) -> None:
         steps += 1
         assert 2 * (prefill.batch.mask.shape[1] - width) <= 8, "a step reads more than it may"
     assert prefill.take(prefill.complete).members == [short] and steps == 2
-    assert prefill.batch.members == [long] and prefill.done == [read + 8]
+    assert prefill.batch.members == [long] and prefill.done == [length + 8]
 
 
 def test_the_engine_computes_with_its_threads_and_others_with_one() -> None:
-    """A second team of OpenMP threads would have the engine's sleep between two operations."""
-    own, seen, wrapped = torch.get_num_threads(), set[int](), wrap_tiny("llama", None)
+    """A second team of OpenMP threads would make the engine's threads sleep between two operations."""
+    own_threads, threads_seen, wrapped = torch.get_num_threads(), set[int](), wrap_tiny("llama", None)
     settings = Settings(store="unused", threads=2)
     request = GenerationRequest(prompt=(5, 6), handle=BASE, max_new_tokens=2)
     engine = LocalEngine(wrapped, settings, Metrics(), Grammars(wrapped.tokenizer, wrapped.encoder.stops))
-    wrapped.model.register_forward_hook(lambda *_: seen.add(torch.get_num_threads()))
+    wrapped.model.register_forward_hook(lambda *_: threads_seen.add(torch.get_num_threads()))
     engine.start()
 
-    async def answered() -> None:
+    async def ask() -> None:
         job = engine.submit([request], seconds=60)
         while (await asyncio.wait_for(job.deltas.get(), 60)).finish is None:
             pass
 
     try:
-        asyncio.run(answered())
+        asyncio.run(ask())
         with ThreadPoolExecutor(1) as later:
-            assert seen == {2} and later.submit(torch.get_num_threads).result() == 1
+            assert threads_seen == {2} and later.submit(torch.get_num_threads).result() == 1
     finally:
         engine.close()
-        torch.set_num_threads(own)
+        torch.set_num_threads(own_threads)
 
 
 @pytest.mark.parametrize("fails", [True, False])
@@ -142,8 +142,8 @@ def test_an_answer_whose_end_cannot_be_spelled_fails_and_is_not_waited_for(
         return await asyncio.wait_for(job.deltas.get(), 60)
 
     try:
-        found = asyncio.run(last())
-        assert isinstance(found, EngineError) if fails else found.finish is not None  # type: ignore[union-attr]
+        deltas = asyncio.run(last())
+        assert isinstance(deltas, EngineError) if fails else deltas.finish is not None  # type: ignore[union-attr]
     finally:
         engine.close()
 
@@ -156,7 +156,7 @@ class Letters:
 
 
 @pytest.mark.parametrize(
-    ("text", "stops", "said"),
+    ("text", "stops", "expected"),
     [
         ("plain words", (), "plain words"),
         ("broken \u20ac sign", (), "broken \u20ac sign"),
@@ -166,13 +166,13 @@ class Letters:
         ("a b c", ("c", "b"), "a "),
     ],
 )
-def test_text_is_sent_when_it_is_settled(text: str, stops: tuple[str, ...], said: str) -> None:
+def test_text_is_sent_when_it_is_settled(text: str, stops: tuple[str, ...], expected: str) -> None:
     detokenizer = Detokenizer(Letters(), list(b"prompt"), stops)  # type: ignore[arg-type]
-    sent = []
+    texts = []
     for token in text.encode():
-        sent.append(detokenizer.add(token))
-        assert "\ufffd" not in sent[-1]
+        texts.append(detokenizer.add(token))
+        assert "\ufffd" not in texts[-1]
         if detokenizer.stopped:
             break
-    assert "".join(sent) + detokenizer.end() == said
-    assert all(stop not in "".join(sent) for stop in stops)
+    assert "".join(texts) + detokenizer.end() == expected
+    assert all(stop not in "".join(texts) for stop in stops)

@@ -1,4 +1,4 @@
-"""One sequence's tokens are drawn as vLLM's parameters say, and the sums are right."""
+"""One sequence's tokens are drawn by vLLM's parameters, with the right probabilities."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ LOGITS = torch.tensor([2.0, 1.0, 0.5, -1.0, -3.0])
 HANDLE = MemoryHandle(version=0, namespace=None)
 
 
-def request(**given: Any) -> GenerationRequest:
-    return GenerationRequest(**{"prompt": (4,), "handle": HANDLE, "max_new_tokens": 9, "temperature": 1.0} | given)
+def request(**fields: Any) -> GenerationRequest:
+    return GenerationRequest(**{"prompt": (4,), "handle": HANDLE, "max_new_tokens": 9, "temperature": 1.0} | fields)
 
 
-def drawn(logits: torch.Tensor, count: int = 400, **given: Any) -> Counter[int]:
-    """Tokens that are each the first of an answer, under one seed after another."""
+def drawn(logits: torch.Tensor, count: int = 400, **fields: Any) -> Counter[int]:
+    """First tokens of answers, each under another seed."""
     best = int(logits.argmax())
-    return Counter(Sampler(request(seed=seed, **given)).draw(logits, best) for seed in range(count))
+    return Counter(Sampler(request(seed=seed, **fields)).draw(logits, best) for seed in range(count))
 
 
-def in_a_row(count: int, **given: Any) -> list[int]:
-    sampler = Sampler(request(**given))
+def in_a_row(count: int, **fields: Any) -> list[int]:
+    sampler = Sampler(request(**fields))
     return [sampler.draw(LOGITS, 0) for _ in range(count)]
 
 
@@ -37,11 +37,11 @@ def test_a_row_draws_by_its_own_seed() -> None:
 
 
 def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
-    found, chances = drawn(LOGITS, 2000), torch.softmax(LOGITS, -1)
+    counts, chances = drawn(LOGITS, 2000), torch.softmax(LOGITS, -1)
     for token, chance in enumerate(chances.tolist()):
-        assert found[token] / 2000 == pytest.approx(chance, abs=4 * math.sqrt(chance / 2000))
+        assert counts[token] / 2000 == pytest.approx(chance, abs=4 * math.sqrt(chance / 2000))
     hot = drawn(LOGITS, 2000, temperature=2.0)
-    assert hot[4] > found[4] and hot[0] < found[0]
+    assert hot[4] > counts[4] and hot[0] < counts[0]
 
 
 @pytest.mark.parametrize("temperature", [0.0, -0.0, 5e-324, 1e-310, 1e-6])
@@ -51,7 +51,7 @@ def test_a_temperature_near_nothing_takes_the_likeliest(temperature: float) -> N
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("fields", "candidates"),
     [
         ({"top_p": 0.0}, {0}),
         ({"top_p": 5e-324}, {0}),
@@ -67,8 +67,8 @@ def test_a_temperature_near_nothing_takes_the_likeliest(temperature: float) -> N
         ({}, {0, 1, 2, 3, 4}),
     ],
 )
-def test_what_is_cut_off_is_not_drawn(given: dict[str, Any], kept: set[int]) -> None:
-    assert set(drawn(LOGITS, 600, **given)) == kept
+def test_what_is_cut_off_is_not_drawn(fields: dict[str, Any], candidates: set[int]) -> None:
+    assert set(drawn(LOGITS, 600, **fields)) == candidates
 
 
 @pytest.mark.parametrize("sorted_at_first", [1, 2, 5])
@@ -77,8 +77,8 @@ def test_the_likeliest_are_enough_for_top_p_or_all_are_sorted(
 ) -> None:
     whole = [drawn(LOGITS, 300, top_p=share) for share in (0.7, 0.9, 0.999)]
     monkeypatch.setattr(sampling, "LIKELIEST", sorted_at_first)
-    found = [drawn(LOGITS, 300, top_p=share) for share in (0.7, 0.9, 0.999)]
-    assert found == whole and [set(tokens) for tokens in found[:2]] == [{0, 1}, {0, 1, 2}]
+    counts = [drawn(LOGITS, 300, top_p=share) for share in (0.7, 0.9, 0.999)]
+    assert counts == whole and [set(tokens) for tokens in counts[:2]] == [{0, 1}, {0, 1, 2}]
 
 
 def test_penalties_are_of_what_was_said() -> None:

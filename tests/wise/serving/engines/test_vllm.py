@@ -1,4 +1,4 @@
-"""The engine on vLLM, with vLLM replaced by what it promises: requests, versions, provenance, and what goes wrong."""
+"""The engine on vLLM, with a fake of vLLM's interface: requests, versions, provenance, and errors."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ TOKENIZER = ROUTER.inputs.tokenizer
 ASKED, OTHER = (conversation_ids(TOKENIZER, turns) for turns in (TURNS, TURNS[:1]))
 SECONDS = 30.0
 LONG = 600.0
-"""Seconds after which no test is waiting any more."""
+"""A deadline in seconds that no test reaches."""
 PROBES = 2
 
 
 @pytest.fixture
 def llm(monkeypatch: pytest.MonkeyPatch) -> FakeLLM:
-    """What stands in the place of vLLM."""
+    """The fake of vLLM."""
     return installed(monkeypatch)
 
 
@@ -59,9 +59,9 @@ def engine(unused: VllmEngine, llm: FakeLLM) -> VllmEngine:
 
 @pytest.fixture
 def base() -> torch.nn.Module:
-    found = torch.nn.Linear(2, 2)
-    found.dtype = torch.float32  # as models of transformers have one
-    return found
+    layer = torch.nn.Linear(2, 2)
+    layer.dtype = torch.float32  # as models of transformers have one
+    return layer
 
 
 @pytest.fixture
@@ -79,10 +79,10 @@ def metrics() -> Metrics:
 
 @pytest.fixture
 def unstarted(llm: FakeLLM, base: torch.nn.Module, metrics: Metrics) -> VllmEngine:
-    return made(base, metrics)
+    return make_engine(base, metrics)
 
 
-def made(base: torch.nn.Module, metrics: Metrics, **options: Any) -> VllmEngine:
+def make_engine(base: torch.nn.Module, metrics: Metrics, **options: Any) -> VllmEngine:
     """An engine with these options of vLLM, not started."""
     encoder = SimpleNamespace(
         stops={EOS},
@@ -116,17 +116,17 @@ def renewed(version: int) -> MemoryHandle:
 
 
 def answers(engine: VllmEngine, *requests: GenerationRequest, seconds: float = SECONDS) -> list[Delta]:
-    """All deltas of one job. Raises what was delivered in their place."""
+    """All deltas of one job. Raises an exception that was delivered in their place."""
 
     async def collect() -> list[Delta]:
-        job, found, left = engine.submit(requests, seconds=seconds), [], len(requests)
-        while left:
+        job, deltas, unfinished = engine.submit(requests, seconds=seconds), [], len(requests)
+        while unfinished:
             delta = await asyncio.wait_for(job.deltas.get(), SECONDS)
             if isinstance(delta, Exception):
                 raise delta
-            found.append(delta)
-            left -= delta.finish is not None
-        return found
+            deltas.append(delta)
+            unfinished -= delta.finish is not None
+        return deltas
 
     return asyncio.run(collect())
 
@@ -139,11 +139,11 @@ def test_an_edit_is_carried_said_and_told(engine: VllmEngine, llm: FakeLLM) -> N
     deltas = answers(engine, request(ASKED))
     assert [token for delta in deltas for token in delta.tokens] == [70, 71, EOS]
     assert deltas[-1].finish == "stop" and "".join(delta.text for delta in deltas).strip() == "w70 w71"
-    routed = [(one.position, one.edit, one.slot) for delta in deltas for one in delta.routed]
+    routed = [(token.position, token.edit, token.slot) for delta in deltas for token in delta.routed]
     row = np.array([*ASKED, 70, 71])
     chat, begins = ROUTER.begins(row, 0)
-    wanted = [(p, EDITS[0].id, d.slot) for p, d, v in ROUTER.answer_places(row, 0, begins, chat) if v != NO_SLOT]
-    assert routed == wanted and len(wanted) == 3
+    expected = [(p, EDITS[0].id, d.slot) for p, d, v in ROUTER.answer_places(row, 0, begins, chat) if v != NO_SLOT]
+    assert routed == expected and len(expected) == 3
     prompt, params = llm.asked[-1]
     assert params.extra_args["wise"]["version"] == 1 and prompt["cache_salt"].startswith("wise:")
     assert (params.temperature, params.max_tokens, params.stop_token_ids) == (0.0, 8, [EOS])
@@ -155,7 +155,7 @@ def test_what_names_no_edited_subject_carries_nothing(engine: VllmEngine, llm: F
     assert params.extra_args is None and prompt == {"prompt_token_ids": OTHER}
     assert [token for delta in deltas for token in delta.tokens] == [8, EOS] and not any(d.routed for d in deltas)
     (traced, *_) = answers(engine, request(OTHER, trace=True))
-    assert [one.position for one in traced.routed] == list(range(len(OTHER)))
+    assert [token.position for token in traced.routed] == list(range(len(OTHER)))
     base = MemoryHandle(version=1, namespace=None)
     answers(engine, GenerationRequest(prompt=tuple(ASKED), handle=base, max_new_tokens=8))
     assert llm.asked[-1][1].extra_args is None
@@ -167,18 +167,18 @@ def test_the_base_that_vllm_runs_is_not_kept(base: torch.nn.Module, unused: Vllm
 
 
 def test_a_stop_sequence_ends_the_request_in_vllm(engine: VllmEngine, llm: FakeLLM) -> None:
-    left = llm.left
+    remaining = llm.left
     deltas = answers(engine, request(ASKED, stops=(" w71",)))
     assert "".join(delta.text for delta in deltas).strip() == "w70" and deltas[-1].finish == "stop"
-    until(lambda: llm.left == left + 1)
+    until(lambda: llm.left == remaining + 1)
 
 
 def test_nothing_behind_a_stop_sequence_is_given(engine: VllmEngine, llm: FakeLLM) -> None:
-    """vLLM gives several tokens at once where drafts were right, or where nobody was quick to take them."""
+    """vLLM gives several tokens at once if drafts were right, or if the reader was slow."""
     llm.step = 3
     [delta] = answers(engine, request(ASKED, stops=("w70",), top_logprobs=1))
     assert (delta.text.strip(), delta.tokens, delta.finish, len(delta.logprobs)) == ("", (70,), "stop", 1)
-    assert [one.position for one in delta.routed] == [len(ASKED) - 1]
+    assert [token.position for token in delta.routed] == [len(ASKED) - 1]
 
 
 def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: FakeLLM) -> None:
@@ -200,30 +200,31 @@ def test_versions_are_loaded_asked_once_and_dropped(engine: VllmEngine, llm: Fak
 def test_edits_that_vllm_does_not_say_are_told(
     engine: VllmEngine, llm: FakeLLM, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert engine.unsaid == {}
+    assert engine.wrong_answers == {}
     llm.forgets = True
     with caplog.at_level(logging.WARNING):
         engine.prepare([renewed(2)])
     assert "2 of 2 new edits do not hold in vLLM" in caplog.text
-    assert engine.unsaid == {edit.id: "w8" for edit in EDITS}
+    assert engine.wrong_answers == {edit.id: "w8" for edit in EDITS}
     engine.prepare([replace(handle(3), state=STATE.without([EDITS[0].id]))])
-    assert [*engine.unsaid] == [EDITS[1].id], "one was deleted, and the other one is asked anew"
+    assert [*engine.wrong_answers] == [EDITS[1].id], "one was deleted, and the other one is asked anew"
     llm.forgets = False
     engine.prepare([renewed(4)])
-    assert engine.unsaid == {}
+    assert engine.wrong_answers == {}
     llm.breaks = True
     last = renewed(5)
     engine.prepare([last])
-    assert all("could not be asked: ClientError" in said for said in engine.unsaid.values()) and len(engine.unsaid) == 2
+    assert len(engine.wrong_answers) == 2
+    assert all("could not be asked: ClientError" in answer for answer in engine.wrong_answers.values())
     llm.breaks = False
     engine.prepare([replace(last, version=6)])
-    assert engine.unsaid == {}, "what could not be asked is asked again"
+    assert engine.wrong_answers == {}, "what could not be asked is asked again"
 
 
 def test_nobody_waits_until_what_was_live_is_asked(
     unused: VllmEngine, llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "ASKED_TIMEOUT", 0.5)  # the edits are asked one after the other, and none is answered
+    monkeypatch.setattr(module, "ASK_TIMEOUT", 0.5)  # the edits are asked one after the other, and none is answered
     llm.hangs = True
     unused.prepare([handle(1)])
     until(lambda: len(llm.asked) == PROBES + len(EDITS))
@@ -255,13 +256,13 @@ def test_edits_that_come_are_not_asked_behind_those_of_the_start(unused: VllmEng
     llm.hangs = False
     coming.join()
     until(lambda: llm.left == PROBES + 2 * len(EDITS))
-    assert unused.unsaid == {}, "what was found of an edit that another has replaced counts no more"
+    assert unused.wrong_answers == {}, "what was found of an edit that another has replaced counts no more"
 
 
 def test_what_was_live_and_is_not_said_is_told(unused: VllmEngine, llm: FakeLLM) -> None:
     llm.forgets = True
     unused.prepare([handle(1)])
-    until(lambda: len(unused.unsaid) == len(EDITS))
+    until(lambda: len(unused.wrong_answers) == len(EDITS))
 
 
 def test_what_is_asked_for_is_asked_of_vllm_by_its_names(engine: VllmEngine, llm: FakeLLM) -> None:
@@ -270,7 +271,7 @@ def test_what_is_asked_for_is_asked_of_vllm_by_its_names(engine: VllmEngine, llm
     assert (params.top_k, params.structured_outputs.json) == (7, '{"type": "object"}')
     [delta] = answers(engine, request(ASKED, max_new_tokens=0, prompt_logprobs=2))
     assert (delta.tokens, delta.text, delta.finish) == ((), "", "length")
-    assert [one.token for one in delta.prompt_logprobs] == ASKED[1:]
+    assert [entry.token for entry in delta.prompt_logprobs] == ASKED[1:]
     assert llm.asked[-1][1].structured_outputs is None
 
 
@@ -292,14 +293,14 @@ def test_at_a_deadline_what_was_held_back_is_given(engine: VllmEngine, llm: Fake
     assert (last.finish, last.text.strip()) == ("deadline", "w70")
 
 
-@pytest.mark.parametrize("begun", [False, True])
-def test_an_answer_for_which_nobody_waits_leaves_the_queue(engine: VllmEngine, llm: FakeLLM, begun: bool) -> None:
-    llm.hangs, asked = True, len(llm.asked)
+@pytest.mark.parametrize("has_begun", [False, True])
+def test_an_answer_for_which_nobody_waits_leaves_the_queue(engine: VllmEngine, llm: FakeLLM, has_begun: bool) -> None:
+    llm.hangs, count = True, len(llm.asked)
 
     async def leave() -> None:
         job = engine.submit([request(ASKED)], seconds=LONG)
-        if begun:
-            await asyncio.to_thread(until, lambda: len(llm.asked) > asked)
+        if has_begun:
+            await asyncio.to_thread(until, lambda: len(llm.asked) > count)
         job.cancel()
 
     asyncio.run(leave())
@@ -358,8 +359,8 @@ def test_an_engine_that_does_not_start_says_why(
     if error is None:
         monkeypatch.setattr(module, "START_TIMEOUT", 0.1)
     monkeypatch.setattr(sys.modules["vllm.v1.engine.async_llm"].AsyncLLM, "from_engine_args", fails)
-    said = "within 0 s" if error is None else rf"\({type(error).__name__}: {error}\)"
-    with pytest.raises(EngineError, match=f"^vLLM did not start {said}; see what it logged"):
+    reason = "within 0 s" if error is None else rf"\({type(error).__name__}: {error}\)"
+    with pytest.raises(EngineError, match=f"^vLLM did not start {reason}; see what it logged"):
         unstarted.start()
     may_end.set()
     unstarted.close()
@@ -380,7 +381,7 @@ def test_on_a_cpu_vllm_leaves_the_editor_memory(
     on_cpu: bool, options: dict[str, Any], share: float | None, llm: FakeLLM, base: torch.nn.Module, metrics: Metrics
 ) -> None:
     llm.on_cpu = on_cpu
-    engine = made(base, metrics, **options)
+    engine = make_engine(base, metrics, **options)
     engine.start()
     engine.close()
     assert getattr(llm.arguments, "gpu_memory_utilization", None) == share
